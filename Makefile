@@ -1,0 +1,36 @@
+# Each of these does all of its own set-up on a fresh machine: Python 3.10+, make, a package index.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo setup test check clean
+
+demo: $(STAMP)
+	$(BIN)/u2pl demo --out demo-runs/seed-0 --overwrite
+
+setup: $(STAMP)
+
+# One command with the constraints: torch must be chosen together with everything else, or pip
+# takes a newer build with gigabytes of CUDA libraries.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+# Worker processes share the cores, so each computes with one thread.
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal \
+		--cov --cov-report= $(ARGS)
+	$(BIN)/python -m coverage report --fail-under=100 \
+		--include='src/u2pl/partition.py,src/u2pl/mixing.py,src/u2pl/contrast/*,src/u2pl/losses/*'
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --doctest-modules src -q -p no:cacheprovider
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,201 @@
+"""What the commands do, as Python calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from u2pl.config import Config, load_config
+from u2pl.data.check import quick_check
+from u2pl.data.sources import Dataset, load_dataset
+from u2pl.engine.checkpoint import write_json
+from u2pl.engine.evaluate import Evaluation
+from u2pl.engine.evaluate import evaluate as evaluate_models
+from u2pl.engine.loop import Progress, check_against_data, fit
+from u2pl.engine.predict import SegmentationModel, load_model
+from u2pl.engine.run_folder import RunFolder
+from u2pl.errors import UserError
+from u2pl.recipes import get_recipe
+
+SETTINGS = ("semi", "supervised")
+"""What ``train`` can do today."""
+
+
+def make_config(
+    recipe: str = "default",
+    *,
+    setting: str = "semi",
+    seed: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Config:
+    """A recipe with a setting, a seed and single numbers changed.
+
+    Args:
+        recipe: a recipe's name, or a path to a YAML file of settings.
+        setting: ``semi``, or ``supervised``, which leaves the unlabelled images out.
+        seed: of every random draw; None keeps the recipe's.
+        overrides: by dotted key, such as ``{"train.steps": 2000}``; they win over the rest.
+
+    Raises:
+        UserError: for an unknown recipe, setting or key, or a value out of range.
+    """
+    is_file = recipe.endswith((".yaml", ".yml"))
+    config = load_config(Path(recipe)) if is_file else get_recipe(recipe)
+    if setting not in SETTINGS:
+        raise UserError(
+            f"Expected a setting of {', '.join(SETTINGS)}, got '{setting}'.", exit_code=2
+        )
+    changes: dict[str, Any] = {"setting": setting}
+    if setting == "supervised":
+        changes |= {
+            "method.unsupervised_weight": 0.0,
+            "method.contrastive_weight": 0.0,
+            "train.supervised_steps": 0,
+        }
+    if seed is not None:
+        changes["train.seed"] = seed
+    return config.with_overrides(changes | dict(overrides or {}))
+
+
+def train(
+    dataset: str | Path,
+    *,
+    recipe: str = "default",
+    out: str | Path,
+    setting: str = "semi",
+    seed: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_evaluation: Callable[[int, dict[str, Evaluation]], None] = lambda *_: None,
+) -> dict[str, Any]:
+    """Check a data set, train on it, and leave a run folder.
+
+    Args:
+        dataset: a dataset.yaml, or its folder.
+        recipe: see :func:`make_config`.
+        out: the run folder; it must not hold a run yet, unless ``resume``.
+        setting: see :func:`make_config`.
+        seed: see :func:`make_config`.
+        overrides: see :func:`make_config`.
+        resume: go on from the run's last checkpoint with the run's own settings; of
+            ``overrides`` only ``train.stop_after`` may be given.
+        on_progress: called with each row of training metrics.
+        on_evaluation: called with each evaluation.
+
+    Returns:
+        The last evaluation; see :func:`u2pl.engine.loop.fit`.
+
+    Raises:
+        UserError: for whatever the user can mend, before training starts where it can be known.
+    """
+    folder = RunFolder(Path(out))
+    data = load_dataset(dataset)
+    if resume:
+        config = resumed_config(folder, overrides or {})
+    else:
+        config = make_config(recipe, setting=setting, seed=seed, overrides=overrides)
+    check_against_data(config, data)
+    quick_check(data)
+    if not resume:
+        folder.create(config, data)
+    return fit(
+        config, data, folder, resume=resume, on_progress=on_progress, on_evaluation=on_evaluation
+    )
+
+
+def resumed_config(folder: RunFolder, overrides: Mapping[str, Any]) -> Config:
+    """The settings a run was started with.
+
+    Raises:
+        UserError: where there is no run, or an override would change what was begun.
+    """
+    other = [key for key in overrides if key != "train.stop_after"]
+    if other:
+        raise UserError(
+            f"A resumed run keeps its settings; '{other[0]}' cannot be changed now. "
+            "Only train.stop_after can.",
+            exit_code=2,
+        )
+    config = folder.read_config()
+    return config.with_overrides({"train.stop_after": overrides.get("train.stop_after")})
+
+
+def load(
+    run: str | Path, *, weights: str = "ema", checkpoint: str = "last", device: str | None = None
+) -> SegmentationModel:
+    """Rebuild a run's network: ``mask, entropy, reliable = load("runs/a").predict("a.jpg")``.
+
+    Args:
+        run: the run folder.
+        weights: ``ema`` (the teacher) or ``student``.
+        checkpoint: ``last`` or ``best``.
+        device: None takes a GPU where there is one.
+
+    Raises:
+        UserError: where there is no finished run.
+    """
+    if weights not in ("ema", "student") or checkpoint not in ("last", "best"):
+        raise UserError(
+            f"Expected weights ema or student and checkpoint last or best, got '{weights}' and "
+            f"'{checkpoint}'.",
+            exit_code=2,
+        )
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return load_model(Path(run), weights=weights, checkpoint=checkpoint, device=device)
+
+
+def evaluate(
+    run: str | Path,
+    *,
+    dataset: str | Path | None = None,
+    split: str = "val",
+    protocol: str | None = None,
+    weights: str = "ema",
+    checkpoint: str = "last",
+) -> dict[str, Any]:
+    """Score a run's network on a split.
+
+    Args:
+        run: the run folder.
+        dataset: a dataset.yaml with the same classes; None takes the run's own.
+        split: ``val`` or ``test``.
+        protocol: ``whole`` or ``slide``; None takes the run's own.
+        weights: ``ema`` or ``student``.
+        checkpoint: ``last`` or ``best``.
+
+    Returns:
+        ``miou`` and ``iou`` in percent, ``protocol``, ``weights``, ``step``, ``images``,
+        ``split_sha256``, ``confusion``; also written to ``eval/`` in the run folder.
+
+    Raises:
+        UserError: where run, split or classes do not fit.
+    """
+    folder = RunFolder(Path(run))
+    config = folder.read_config()
+    if protocol is not None:
+        config = config.with_overrides({"evaluation.protocol": protocol})
+    model = load(run, weights=weights, checkpoint=checkpoint)
+    if split not in ("val", "test"):
+        raise UserError(f"Expected the split val or test, got '{split}'.", exit_code=2)
+    data: Dataset = load_dataset(folder.dataset if dataset is None else dataset, require=(split,))
+    if data.classes != model.classes:
+        raise UserError(
+            f"The run's classes are {', '.join(model.classes)}; {data.path} has "
+            f"{', '.join(data.classes)}."
+        )
+    scores = evaluate_models(
+        {"model": model.network},
+        data.sections[split],
+        data,
+        config,
+        device=model.network.mean.device,
+    )
+    result = scores["model"].to_json(weights=weights, step=model.card.step)
+    result |= {"split": split, "checkpoint": checkpoint}
+    name = f"{split}-{result['protocol']}-{weights}-{checkpoint}.json"
+    write_json(folder.path / "eval" / name, result)
+    return result

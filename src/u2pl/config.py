@@ -1,0 +1,290 @@
+"""Every number of a run, once, typed and checked before anything starts.
+
+Sources in brackets as in docs/fidelity.md: [P] the papers, [C] the authors' code only,
+[R] our reconstruction.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from u2pl.errors import UserError, nearest_name
+
+
+class Settings(BaseModel):
+    """A frozen group of settings in which an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class ModelSettings(Settings):
+    """The network: timm encoder, decoder, segmentation head f and representation head g."""
+
+    encoder: str = "resnet50"
+    """A timm model name, or ``small``: our own net that trains from scratch."""
+    decoder: Literal["deeplabv3plus", "fpn", "segformer", "dpt"] = "deeplabv3plus"
+    output_stride: Literal[8, 16, 32] = 16
+    """Of the encoder, in pixels; 8 [P] costs four times the memory of 16. FPN takes 32."""
+    atrous_rates: tuple[int, int, int] = (12, 24, 36)
+    """Of DeepLabV3+'s pyramid, in cells of the encoder's last grid [P: 12, 24, 36 at stride 8]."""
+    pretrained: bool = True
+    """Load timm's ImageNet weights (from its hub, or from ``weights``)."""
+    weights: Path | None = None
+    """A local .safetensors or .pth file with timm's key names; used instead of the hub."""
+    decoder_channels: int = Field(256, ge=8)
+    head_channels: int = Field(256, ge=8)
+    feature_size: int = Field(256, ge=2)
+    """D, the length of a pixel's representation [P: 256]."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Before the last convolution of f; not on g."""
+
+
+class DataSettings(Settings):
+    """From files to batches. All geometry is shared by image, mask and both views."""
+
+    resize: int | None = Field(None, ge=8)
+    """Short side in pixels that every image is brought to first, in training, evaluation and
+    prediction alike; masks are scored at their own size all the same. None keeps the files' size."""
+    crop: tuple[int, int] = (512, 512)
+    """Height and width of a training crop in pixels; smaller images are padded with ignore."""
+    scale: tuple[float, float] = (0.5, 2.0)
+    """Range of the random rescaling [P]."""
+    flip: bool = True
+    """Mirror left and right in half of the draws."""
+    batch_labeled: int = Field(8, ge=1)
+    batch_unlabeled: int = Field(8, ge=1)
+    jitter: float = Field(0.5, ge=0)
+    """Strength of brightness, contrast and saturation changes of the strong view; hue gets half."""
+    jitter_probability: float = Field(0.8, ge=0, le=1)
+    grayscale_probability: float = Field(0.2, ge=0, le=1)
+    blur_probability: float = Field(0.5, ge=0, le=1)
+    num_workers: int | None = Field(None, ge=0)
+    """Loader processes; None chooses from the machine."""
+
+    @model_validator(mode="after")
+    def _check(self) -> DataSettings:
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale must be 0 < low <= high, got {self.scale}")
+        if min(self.crop) < 8:
+            raise ValueError(f"crop must be at least 8 x 8 pixels, got {self.crop}")
+        return self
+
+
+class MethodSettings(Settings):
+    """The numbers of U2PL and U2PL+; equations as in docs/explanation/equations.md."""
+
+    unsupervised_weight: float = Field(1.0, ge=0)
+    """η of Eq. 8 [P]. 0 leaves the unlabelled images out of L_u."""
+    contrastive_weight: float = Field(0.1, ge=0)
+    """λ_c of Eq. 1 [P: 0.1]. 0 switches contrast, queues and prototypes off."""
+    initial_unreliable_fraction: float = Field(0.2, ge=0, lt=1)
+    """α_0 of Eq. 7 [P]: the share of pixels held unreliable at first."""
+    anchor_threshold: float = Field(0.3, ge=0, lt=1)
+    """δ_p of Eq. 9-11 [P]."""
+    low_rank: int | None = Field(None, ge=1)
+    """r_l of Eq. 14-15 [P: 3]; None derives it from the number of classes."""
+    high_rank: int | None = Field(None, ge=1)
+    """r_h of Eq. 15 [P: 20], exclusive; None derives it from the number of classes."""
+    temperature: float = Field(0.5, gt=0)
+    """τ of Eq. 4 [P]."""
+    num_anchors: int = Field(256, ge=1)
+    """M, anchors a class and step [C: 256]."""
+    num_negatives: int = Field(50, ge=1)
+    """N, negatives an anchor [C: 50]."""
+    queue_size: int = Field(30_000, ge=1)
+    """Keys a class [P]."""
+    background_class: int | None = Field(None, ge=0)
+    """The class that has the longer queue (VOC: 0)."""
+    background_queue_size: int = Field(50_000, ge=1)
+    """Keys of the background class [P]."""
+    queue_dtype: Literal["float32", "bfloat16"] = "float32"
+    keys_per_step: int = Field(1024, ge=1)
+    """At most so many keys are pushed a class and step [R]."""
+    prototype_momentum: float = Field(0.999, ge=0, lt=1)
+    """Upper bound of m in the momentum prototypes [R]; 0 is Eq. 12 as U2PL has it."""
+    denoise_temperature: float | None = Field(0.5, gt=0)
+    """τ_d of the prototype denoising [R]; None switches it off."""
+    symmetric_weight: float = Field(0.1, ge=0)
+    """ξ, the share of reverse cross-entropy in L_u [R]; 0 switches it off."""
+    ema_decay: float = Field(0.99, ge=0, lt=1)
+    """Upper bound of the teacher's decay [C]."""
+    mixing: Literal["cutmix", "cutout", "classmix", "none"] = "cutmix"
+    mix_probability: float = Field(0.5, ge=0, le=1)
+    """The share of unlabelled images that is mixed [C]."""
+
+
+class OptimizerSettings(Settings):
+    """One optimiser, two groups: the encoder at ``lr``, everything else at ``lr * head_lr_factor``."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(1e-3, gt=0)
+    """Of the encoder [P: 1e-3 on VOC, 1e-2 on Cityscapes]."""
+    head_lr_factor: float = Field(10.0, gt=0)
+    """[P: 10]."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(1e-4, ge=0)
+    poly_power: float = Field(0.9, ge=0)
+    """Exponent of the poly schedule [P]; 0 keeps the rate constant."""
+    lr_warmup_steps: int = Field(0, ge=0)
+    """Steps in which the rate rises linearly from 0."""
+    max_grad_norm: float | None = Field(None, gt=0)
+
+
+class TrainSettings(Settings):
+    """Length, precision and bookkeeping of a run."""
+
+    steps: int = Field(10_000, ge=1)
+    """Optimiser updates in all."""
+    supervised_steps: int = Field(0, ge=0)
+    """Of these, so many at the start see labelled images alone [P: the warm-up epoch]."""
+    stop_after: int | None = Field(None, ge=1)
+    """End cleanly, with a checkpoint, after this many steps; ``--resume`` goes on."""
+    accumulation: int = Field(1, ge=1)
+    """Parts a batch is split into to save memory; thresholds, counts and anchors are still those
+    of the whole batch, so only BatchNorm sees the difference."""
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    """auto is bf16-mixed on a GPU that has it, 32-true elsewhere."""
+    channels_last: bool = True
+    ohem: bool = False
+    """OHEM instead of plain cross-entropy for L_s [P: on Cityscapes]."""
+    ohem_threshold: float = Field(0.7, gt=0, le=1)
+    ohem_min_kept: int = Field(100_000, ge=1)
+    eval_every: int = Field(1000, ge=1)
+    """Steps between evaluations on val; the last step is always evaluated."""
+    checkpoint_every: int = Field(500, ge=1)
+    log_every: int = Field(20, ge=1)
+    seed: int = Field(0, ge=0)
+    deterministic: bool = False
+
+
+class EvaluationSettings(Settings):
+    """How images are scored."""
+
+    protocol: Literal["whole", "slide"] = "whole"
+    crop: tuple[int, int] | None = None
+    """Window of ``slide`` in pixels; None takes the training crop."""
+    stride_fraction: float = Field(2 / 3, gt=0, le=1)
+    """Stride of the sliding window, as a fraction of the window."""
+    batch_size: int = Field(8, ge=1)
+
+
+class Config(Settings):
+    """A complete run, as written to ``config.yaml``."""
+
+    recipe: str = "default"
+    setting: Literal["semi", "adapt", "weak", "supervised"] = "semi"
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    method: MethodSettings = MethodSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    train: TrainSettings = TrainSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    def with_overrides(self, overrides: dict[str, Any]) -> Config:
+        """Return a copy with ``{"train.steps": 500, ...}`` applied and checked.
+
+        Raises:
+            UserError: (exit status 2) for an unknown key, with the nearest name, or a bad value.
+        """
+        tree = self.model_dump()
+        for dotted, value in overrides.items():
+            node, parts = tree, dotted.split(".")
+            for depth, part in enumerate(parts):
+                if not isinstance(node, dict) or part not in node:
+                    raise unknown_key(dotted)
+                if depth == len(parts) - 1:
+                    node[part] = value
+                else:
+                    node = node[part]
+        return parse_config(tree)
+
+
+def all_keys() -> list[str]:
+    """Return every dotted key of a configuration, such as ``train.steps``."""
+    keys = []
+    for name, field in Config.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, Settings):
+            keys += [f"{name}.{inner}" for inner in annotation.model_fields]
+        else:
+            keys.append(name)
+    return keys
+
+
+def unknown_key(dotted: str) -> UserError:
+    """Return the error for a key that no setting has."""
+    keys = all_keys()
+    last = dotted.rsplit(".", 1)[-1]
+    same_last = [key for key in keys if key.rsplit(".", 1)[-1] == last]
+    hint = f" Did you mean '{same_last[0]}'?" if same_last else nearest_name(dotted, keys)
+    return UserError(f"Unknown setting '{dotted}'.{hint}", exit_code=2)
+
+
+def parse_config(tree: dict[str, Any]) -> Config:
+    """Check a tree of plain values and return it as a :class:`Config`.
+
+    Raises:
+        UserError: (exit status 2) that names the first faulty setting.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        dotted = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise unknown_key(dotted) from None
+        message = first["msg"].removeprefix("Value error, ")
+        got = "" if isinstance(first["input"], dict) else f" Got {first['input']!r}."
+        raise UserError(f"Setting '{dotted}': {message}.{got}", exit_code=2) from None
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """Turn ``["train.steps=500", "data.crop=[64,64]"]`` into a dictionary; values are YAML.
+
+    >>> parse_assignments(["optimizer.lr=1e-3", "data.flip=false"])
+    {'optimizer.lr': '1e-3', 'data.flip': False}
+
+    (YAML reads ``1e-3`` as text; the settings' types make it the number.)
+
+    Raises:
+        UserError: (exit status 2) where an item is not ``key=value``.
+    """
+    overrides: dict[str, Any] = {}
+    for item in assignments:
+        key, separator, text = item.partition("=")
+        if not separator or not key:
+            raise UserError(
+                f"Expected settings as key=value, got '{item}'. Example: train.steps=2000",
+                exit_code=2,
+            )
+        try:
+            overrides[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"Setting '{key}': '{text}' is not valid YAML.", exit_code=2) from None
+    return overrides
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write every setting, resolved, as YAML."""
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def load_config(path: Path) -> Config:
+    """Read a file written by :func:`save_config`, or a part of one; the rest takes its defaults.
+
+    Raises:
+        UserError: where the file is missing, is no YAML mapping, or has a faulty setting.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"Cannot read the configuration {path}: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise UserError(f"{path} is not a YAML file.") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"Expected settings in {path}, got {type(tree).__name__}.")
+    return parse_config(tree)

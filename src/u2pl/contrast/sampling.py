@@ -1,0 +1,56 @@
+"""Random choice of pixels out of a mask, for all classes at once and without leaving the device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def sample_with_replacement(
+    mask: Tensor, num_samples: int, *, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Draw members of each row, every member as likely as another, repeats allowed.
+
+    Args:
+        mask: [C, K] bool, one row a class.
+        num_samples: draws a row.
+        generator: source of randomness, on the mask's device.
+
+    Returns:
+        Indices [C, num_samples] int64 into the row, and [C] bool, False where the row was empty;
+        an empty row's indices are valid positions without meaning.
+    """
+    cumulative = mask.cumsum(dim=1, dtype=torch.int32)
+    total = cumulative[:, -1:]
+    shape = (mask.shape[0], num_samples)
+    # float64: a float32 draw cannot reach every member of a row of over 16 M pixels
+    draw = torch.rand(shape, generator=generator, device=mask.device, dtype=torch.float64)
+    nth = (draw * total).to(torch.int32) + 1
+    index = torch.searchsorted(cumulative, torch.minimum(nth, total.clamp_min(1)))
+    return index.clamp_max(mask.shape[1] - 1), total.squeeze(1) > 0
+
+
+def sample_without_replacement(
+    mask: Tensor, num_samples: int, *, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Draw distinct members of each row, in random order; all of them where there are fewer.
+
+    One shuffle of the columns serves all rows, so that the cost is a single pass over the mask.
+
+    Args:
+        mask: [C, K] bool, one row a class.
+        num_samples: at most so many a row.
+        generator: source of randomness, on the mask's device.
+
+    Returns:
+        Indices [C, S] int64 with S = min(num_samples, K), and their validity [C, S] bool: True for
+        the first min(S, members) entries of a row.
+    """
+    num_columns = mask.shape[1]
+    size = min(num_samples, num_columns)
+    shuffle = torch.randperm(num_columns, generator=generator, device=mask.device)
+    cumulative = mask[:, shuffle].cumsum(dim=1, dtype=torch.int32)
+    nth = torch.arange(1, size + 1, device=mask.device, dtype=torch.int32)
+    nth = nth.expand(mask.shape[0], size).contiguous()
+    position = torch.searchsorted(cumulative, nth).clamp_max(num_columns - 1)
+    return shuffle[position], nth <= cumulative[:, -1:]

@@ -1,0 +1,68 @@
+"""What a training step receives: one labelled and one unlabelled half, for every setting alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LabeledBatch:
+    """Images with masks.
+
+    Attributes:
+        images: [B, 3, H, W] float32, RGB in [0, 1].
+        labels: [B, H, W] int64, class ids; the ignore index where nothing is known (padding too).
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device | str) -> LabeledBatch:
+        """Return the batch on ``device``."""
+        return LabeledBatch(
+            self.images.to(device, non_blocking=True), self.labels.to(device, non_blocking=True)
+        )
+
+
+@dataclass(frozen=True)
+class UnlabeledBatch:
+    """Images without masks, in a weak view and in photometrically strong views of the same geometry.
+
+    Attributes:
+        weak: [B, 3, H, W] float32, RGB in [0, 1]: geometry only. The teacher labels this view.
+        strong: one or more tensors like ``weak``, with colours changed: the student learns on these.
+        valid: [B, H, W] bool, False on padding.
+        possible_classes: [B, C] bool, which classes the image may hold; all True without tags.
+    """
+
+    weak: Tensor
+    strong: tuple[Tensor, ...]
+    valid: Tensor
+    possible_classes: Tensor
+
+    def to(self, device: torch.device | str) -> UnlabeledBatch:
+        """Return the batch on ``device``."""
+        return UnlabeledBatch(
+            self.weak.to(device, non_blocking=True),
+            tuple(view.to(device, non_blocking=True) for view in self.strong),
+            self.valid.to(device, non_blocking=True),
+            self.possible_classes.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's input. ``unlabeled`` is None where a run has no unlabelled image."""
+
+    labeled: LabeledBatch
+    unlabeled: UnlabeledBatch | None
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the batch on ``device``."""
+        return Batch(
+            self.labeled.to(device),
+            None if self.unlabeled is None else self.unlabeled.to(device),
+        )

@@ -1,0 +1,244 @@
+"""Finds what is wrong with a data set before it costs a training run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from u2pl.data.images import FileError, image_size, read_image
+from u2pl.data.sources import SECTIONS, Dataset
+from u2pl.errors import UserError
+
+SMALLEST_SIDE = 32
+"""Pixels; the deepest grid of an encoder has one cell for so many."""
+
+_TRAIN = frozenset({"labeled", "unlabeled"})
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong: in which file, what, and what to do."""
+
+    file: str
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.what}; {self.remedy}."
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What :func:`check_dataset` found.
+
+    Attributes:
+        errors: what training or scoring would trip over.
+        warnings: what is worth a look.
+        images: class name to number of labelled images (labeled, val, test) that hold the class.
+        pixels: class name to number of its pixels in them.
+        sections: section to number of images.
+        ignore_share: fraction of mask pixels that are ignored, 0 to 1.
+    """
+
+    errors: tuple[Finding, ...]
+    warnings: tuple[Finding, ...]
+    images: dict[str, int]
+    pixels: dict[str, int]
+    sections: dict[str, int]
+    ignore_share: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain values."""
+        return {
+            "errors": [vars(finding) for finding in self.errors],
+            "warnings": [vars(finding) for finding in self.warnings],
+            "images": self.images,
+            "pixels": self.pixels,
+            "sections": self.sections,
+            "ignore_share": self.ignore_share,
+        }
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What one image file and its masks hold; small, so that thousands fit in memory."""
+
+    image: Path
+    digest: str
+    errors: tuple[Finding, ...]
+    warnings: tuple[Finding, ...]
+    counts: dict[Path, npt.NDArray[np.int64]]  # mask file -> [C + 1] pixels a class, then ignore
+
+
+def check_dataset(dataset: Dataset, *, workers: int | None = None) -> CheckReport:
+    """Decode every image and mask once and report what is wrong.
+
+    Args:
+        dataset: what :func:`u2pl.data.sources.load_dataset` returned.
+        workers: threads; None takes one a core, at most 8. So many images are in memory at once.
+    """
+    masks: dict[Path, list[Path]] = {}  # an image may stand in two sections; it is read once
+    for samples in dataset.sections.values():
+        for sample in samples:
+            of_image = masks.setdefault(sample.image, [])
+            if sample.mask is not None and sample.mask not in of_image:
+                of_image.append(sample.mask)
+    with ThreadPoolExecutor(_num_threads(workers)) as pool:
+        facts = list(pool.map(partial(_examine, dataset), masks, masks.values()))
+    counts = {mask: found for fact in facts for mask, found in fact.counts.items()}
+    errors = [finding for fact in facts for finding in fact.errors]
+    warnings = [finding for fact in facts for finding in fact.warnings]
+    for is_error, finding in _copies(dataset, facts):
+        (errors if is_error else warnings).append(finding)
+    warnings += _absent_classes(dataset, counts)
+    images, pixels, ignore_share = _totals(dataset, counts)
+    return CheckReport(
+        errors=tuple(errors),
+        warnings=tuple(warnings),
+        images=images,
+        pixels=pixels,
+        sections={name: len(samples) for name, samples in dataset.sections.items()},
+        ignore_share=ignore_share,
+    )
+
+
+def quick_check(dataset: Dataset, *, workers: int | None = None) -> None:
+    """Refuse labelled and val masks that do not fit their images or hold unknown ids.
+
+    Masks are decoded; of the images only the headers are read.
+
+    Raises:
+        UserError: with the first fault and the number of others.
+    """
+    pairs = {
+        (s.image, s.mask): None for s in (*dataset.labeled, *dataset.val) if s.mask is not None
+    }
+    with ThreadPoolExecutor(_num_threads(workers)) as pool:
+        found = [fault for fault in pool.map(partial(_fault_of_pair, dataset), pairs) if fault]
+    if found:
+        more = f" ({len(found) - 1} more; see `u2pl data check`.)" if len(found) > 1 else ""
+        raise UserError(f"{found[0]}{more}")
+
+
+def size_error(image: Path, image_hw: tuple[int, int], mask_hw: tuple[int, int]) -> FileError:
+    """Return the error for a mask that has not the size of its image; sizes are (height, width)."""
+    return FileError(
+        image,
+        f"the image is {image_hw[1]} x {image_hw[0]} pixels (width x height), "
+        f"its mask {mask_hw[1]} x {mask_hw[0]}",
+        "export the mask again at the size of the image",
+    )
+
+
+def _num_threads(workers: int | None) -> int:
+    return workers or min(8, os.cpu_count() or 1)
+
+
+def _fault_of_pair(dataset: Dataset, pair: tuple[Path, Path]) -> FileError | None:
+    image, mask = pair
+    try:
+        size = image_size(image)
+        labels = dataset.read_mask(mask)
+    except FileError as error:
+        return error
+    height, width = labels.shape
+    return None if size == (height, width) else size_error(image, size, (height, width))
+
+
+def _finding(error: FileError) -> Finding:
+    return Finding(str(error.file), error.what, error.remedy)
+
+
+def _examine(dataset: Dataset, image: Path, masks: list[Path]) -> _Facts:
+    """Decode one image and its masks."""
+    errors, warnings, digest, size = [], [], "", None
+    try:
+        height, width, _ = read_image(image).shape
+        size = (height, width)
+        digest = hashlib.sha256(image.read_bytes()).hexdigest()
+        if min(size) < SMALLEST_SIDE:
+            what = f"the image is only {width} x {height} pixels (width x height)"
+            warnings.append(Finding(str(image), what, "set data.resize, or take it out"))
+    except FileError as error:
+        errors.append(_finding(error))
+    counts = {}
+    for mask in masks:
+        try:
+            labels = dataset.read_mask(mask)
+        except FileError as error:
+            errors.append(_finding(error))
+            continue
+        height, width = labels.shape
+        if size is not None and size != (height, width):
+            errors.append(_finding(size_error(image, size, (height, width))))
+        ids = np.where(labels == dataset.ignore_index, dataset.num_classes, labels)
+        counts[mask] = np.bincount(ids.ravel(), minlength=dataset.num_classes + 1)
+        if counts[mask][:-1].sum() == 0:
+            what = "every pixel of the mask is ignored"
+            warnings.append(Finding(str(mask), what, "label it, or move the image to unlabeled"))
+    return _Facts(image, digest, tuple(errors), tuple(warnings), counts)
+
+
+def _copies(dataset: Dataset, facts: Iterable[_Facts]) -> Iterator[tuple[bool, Finding]]:
+    """Yield what stands in the data set twice, and whether that is an error."""
+    places: dict[Path, set[str]] = defaultdict(set)
+    for section, samples in dataset.sections.items():
+        for sample in samples:
+            places[sample.image].add(section)
+    in_both = sum({"labeled", "unlabeled"} <= sections for sections in places.values())
+    if in_both:
+        what = f"{in_both} images stand in labeled and in unlabeled"
+        remedy = "nothing, if that is meant; else give unlabeled its own folder or list"
+        yield False, Finding(str(dataset.path), what, remedy)
+    groups: dict[str, list[Path]] = defaultdict(list)
+    for fact in facts:
+        if fact.digest:
+            groups[fact.digest].append(fact.image)
+    for files in groups.values():
+        sections = {section for file in files for section in places[file]}
+        # The same file in two training sections has been told above; here are copies of a file.
+        for copy in files[1:]:
+            names = " and ".join(name for name in SECTIONS if name in sections)
+            what = f"the file has the same content as {files[0]} (in {names})"
+            leaks = bool(sections & _TRAIN) and bool(sections - _TRAIN)
+            yield leaks, Finding(str(copy), what, "keep one of the two")
+
+
+def _absent_classes(
+    dataset: Dataset, counts: dict[Path, npt.NDArray[np.int64]]
+) -> Iterator[Finding]:
+    for section, samples in dataset.sections.items():
+        found = [counts[s.mask] for s in samples if s.mask is not None and s.mask in counts]
+        if found:
+            for name, pixels in zip(dataset.classes, np.sum(found, axis=0), strict=False):
+                if pixels == 0:
+                    what = f"the class '{name}' has no pixel in {section}"
+                    remedy = "add images that hold it, or take the class out"
+                    yield Finding(str(dataset.path), what, remedy)
+
+
+def _totals(
+    dataset: Dataset, counts: dict[Path, npt.NDArray[np.int64]]
+) -> tuple[dict[str, int], dict[str, int], float]:
+    """Return images a class, pixels a class, and the ignored fraction of all mask pixels."""
+    table = np.zeros((1, dataset.num_classes + 1), np.int64)
+    if counts:
+        table = np.stack(list(counts.values()))
+    pixels, images = table.sum(axis=0).tolist(), Counter[str]()
+    for row in table:
+        images.update(name for name, n in zip(dataset.classes, row, strict=False) if n)
+    return (
+        {name: images[name] for name in dataset.classes},
+        dict(zip(dataset.classes, pixels, strict=False)),
+        pixels[-1] / max(sum(pixels), 1),
+    )

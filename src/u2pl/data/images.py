@@ -1,0 +1,296 @@
+"""Image and mask files to arrays and back."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import struct
+import threading
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from u2pl.errors import UserError
+
+MaskFormat = Literal["index", "rgb", "binary"]
+Color = tuple[int, int, int]
+
+_UNREADABLE = (
+    OSError,
+    SyntaxError,  # Pillow's word for a broken PNG
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+_REPLACE = "replace the file or take it out of the data set"
+
+
+class FileError(UserError):
+    """A fault of one file. The message is ``file: what; remedy.``"""
+
+    def __init__(self, file: Path, what: str, remedy: str) -> None:
+        super().__init__(f"{file}: {what}; {remedy}.")
+        self.file = file
+        self.what = what
+        self.remedy = remedy
+
+    def __reduce__(self) -> tuple[type[FileError], tuple[Path, str, str]]:
+        """Let the error pass between processes, which would hand over the message alone."""
+        return type(self), (self.file, self.what, self.remedy)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as image:
+            yield image
+    except FileNotFoundError:
+        raise FileError(path, "the file does not exist", _REPLACE) from None
+    except UnidentifiedImageError:
+        raise FileError(path, "the file is not an image that Pillow can read", _REPLACE) from None
+    except _UNREADABLE as error:
+        raise FileError(path, f"the file cannot be decoded ({error})", _REPLACE) from None
+
+
+def _to_uint8(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """Return 16-bit grey [H, W] scaled to 8 bits; older Pillows open it in the 32-bit mode I."""
+    values = np.asarray(image).astype(np.int64).clip(0, 65535)
+    return ((values * 255 + 32767) // 65535).astype(np.uint8)
+
+
+def read_image(path: Path) -> npt.NDArray[np.uint8]:
+    """Return an image file as RGB [H, W, 3] uint8, turned upright as its EXIF data say.
+
+    Grey, palette and CMYK files become RGB, transparency is dropped, 16 bits are scaled to 8.
+
+    Raises:
+        UserError: where the file is missing, truncated or no image.
+    """
+    with _opened(path) as image:
+        image.load()
+        if image.mode == "F":
+            raise FileError(path, "its pixels are floating-point numbers", "save it with 8 bits")
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):
+            upright = Image.fromarray(_to_uint8(upright))
+        elif upright.mode in ("P", "PA", "LA"):
+            upright = upright.convert("RGBA")  # a palette with transparency has no way to RGB
+        return np.array(upright.convert("RGB"))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return (height, width) of an upright image from the file's header, without decoding it.
+
+    Raises:
+        UserError: where the file is missing or no image.
+    """
+    with _opened(path) as image:
+        width, height = image.size
+        # Pillow decodes a whole PNG in search of EXIF data, unless the header has shown them.
+        has_exif = image.format != "PNG" or "exif" in image.info
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if has_exif else 1
+    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+
+
+def read_mask(
+    path: Path,
+    *,
+    num_classes: int,
+    mask_format: MaskFormat = "index",
+    colors: Sequence[Color] = (),
+    ignore_index: int = 255,
+    ignore_color: Color | None = None,
+) -> npt.NDArray[np.int64]:
+    """Return a mask file as class ids [H, W] int64, ``ignore_index`` where nothing is known.
+
+    Args:
+        path: the file.
+        num_classes: C; ids are 0 to C - 1.
+        mask_format: ``index``, a grey or palette file whose pixel values are the ids; ``rgb``, a
+            file whose colours stand for the classes; ``binary``, 0 for class 0 and 255 or 1 for
+            class 1.
+        colors: C colours, used by ``rgb`` alone.
+        ignore_index: the id of unknown pixels.
+        ignore_color: the colour of unknown pixels in ``rgb``.
+
+    Raises:
+        UserError: where the file cannot be read, or a pixel is neither a class nor unknown.
+    """
+    with _opened(path) as image:
+        image.load()
+        if mask_format == "rgb":
+            pixels = np.asarray(image.convert("RGBA").convert("RGB"))
+        elif mask_format == "binary" and image.mode in ("RGB", "RGBA"):
+            pixels = np.asarray(image.convert("L"))
+        elif image.mode in ("RGB", "RGBA"):
+            raise FileError(
+                path,
+                "the mask is a colour file, but mask_format is index",
+                "set mask_format: rgb and give each class its color",
+            )
+        elif image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
+            raise FileError(
+                path,
+                f"the mask has Pillow mode {image.mode}",
+                "save it as a grey or palette PNG whose values are class ids",
+            )
+        else:
+            pixels = np.asarray(image)
+    if mask_format == "rgb":
+        return _ids_of_colors(path, pixels, colors, ignore_index, ignore_color)
+    if mask_format == "binary":
+        return _ids_of_binary(path, pixels)
+    ids = pixels.astype(np.int64)
+    unknown = ((ids < 0) | (ids >= num_classes)) & (ids != ignore_index)
+    if unknown.any():
+        raise FileError(
+            path,
+            f"expected ids 0 to {num_classes - 1} or {ignore_index} (ignore), "
+            f"got {_first(np.unique(ids[unknown]).tolist())}",
+            "name the missing classes in dataset.yaml, set ignore_index, or mend the mask",
+        )
+    return ids
+
+
+def _ids_of_colors(
+    path: Path,
+    pixels: npt.NDArray[np.uint8],
+    colors: Sequence[Color],
+    ignore_index: int,
+    ignore_color: Color | None,
+) -> npt.NDArray[np.int64]:
+    known = [*colors] if ignore_color is None else [*colors, ignore_color]
+    ids = np.array([*range(len(colors)), ignore_index][: len(known)], np.int64)
+    codes = np.array([_code(color) for color in known], np.int64)
+    order = np.argsort(codes)
+    red, green, blue = np.moveaxis(pixels.astype(np.int64), -1, 0)
+    found = red << 16 | green << 8 | blue
+    place = order[np.searchsorted(codes, found, sorter=order).clip(max=len(codes) - 1)]
+    unknown = codes[place] != found
+    if unknown.any():
+        strange = [(c >> 16, c >> 8 & 255, c & 255) for c in np.unique(found[unknown]).tolist()]
+        raise FileError(
+            path,
+            f"no class has the color {_first(strange)}",
+            "add it to dataset.yaml, set ignore_color, or mend the mask",
+        )
+    labels: npt.NDArray[np.int64] = ids[place]
+    return labels
+
+
+def _code(color: Color) -> int:
+    return color[0] << 16 | color[1] << 8 | color[2]
+
+
+def _ids_of_binary(path: Path, pixels: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    values = pixels.astype(np.int64)
+    unknown = (values != 0) & (values != 1) & (values != 255)
+    if unknown.any():
+        strange = _first(np.unique(values[unknown]).tolist())
+        raise FileError(
+            path,
+            f"expected 0 and 255 in a binary mask, got {strange}",
+            "set mask_format: index, or mend the mask",
+        )
+    ids: npt.NDArray[np.int64] = (values != 0).astype(np.int64)
+    return ids
+
+
+def _first(items: list[Any]) -> str:
+    """Return at most five items as text."""
+    more = f" and {len(items) - 5} more" if len(items) > 5 else ""
+    return ", ".join(str(item) for item in items[:5]) + more
+
+
+def write_mask(path: Path, mask: npt.NDArray[np.integer[Any]], *, colors: Sequence[Color]) -> None:
+    """Write class ids as a PNG that reads as an index mask and shows in the classes' colours.
+
+    The file appears whole or not at all; missing folders are made. Values that are no class
+    (ignore) show white. Ids above 255 fit no palette, so such a mask becomes 16-bit grey.
+
+    Args:
+        path: the file, with suffix .png.
+        mask: [H, W] of integers from 0 to 65535.
+        colors: one colour a class.
+    """
+    if mask.max(initial=0) > 255:
+        _save_png(path, Image.fromarray(mask.astype(np.uint16)))
+        return
+    image = Image.fromarray(mask.astype(np.uint8))
+    image.putpalette(_palette(colors).tobytes())
+    _save_png(path, image)
+
+
+def write_image(path: Path, image: npt.NDArray[np.uint8]) -> None:
+    """Write RGB [H, W, 3] or grey [H, W] uint8 as a PNG, whole or not at all."""
+    _save_png(path, Image.fromarray(image))
+
+
+def _save_png(path: Path, image: Image.Image) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The name is unique to this writer, so two that write the same file do not mix.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        image.save(temporary, format="PNG")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _palette(colors: Sequence[Color]) -> npt.NDArray[np.uint8]:
+    """Return [256, 3]: the classes' colours, then white."""
+    palette = np.full((256, 3), 255, np.uint8)
+    palette[: len(colors)] = np.array(colors, np.uint8).reshape(-1, 3)[:256]
+    return palette
+
+
+def colorize(mask: npt.NDArray[np.integer[Any]], colors: Sequence[Color]) -> npt.NDArray[np.uint8]:
+    """Return a mask [H, W] as a picture [H, W, 3] uint8; values that are no class are white.
+
+    >>> colorize(np.array([[0, 1, 255]]), [(0, 0, 0), (9, 8, 7)]).tolist()
+    [[[0, 0, 0], [9, 8, 7], [255, 255, 255]]]
+    """
+    table = np.full((len(colors) + 1, 3), 255, np.uint8)
+    table[:-1] = np.array(colors, np.uint8).reshape(-1, 3)
+    is_class = (mask >= 0) & (mask < len(colors))
+    return table[np.where(is_class, mask, len(colors))]
+
+
+def overlay(
+    image: npt.NDArray[np.uint8],
+    mask: npt.NDArray[np.integer[Any]],
+    colors: Sequence[Color],
+    *,
+    alpha: float = 0.5,
+) -> npt.NDArray[np.uint8]:
+    """Return an image [H, W, 3] uint8 with its mask [H, W] laid over it.
+
+    ``alpha`` is the mask's share, 0 to 1. Pixels that are no class (ignore) stay as they are.
+    """
+    blend = (1 - alpha) * image + alpha * colorize(mask, colors)
+    is_class = (mask >= 0) & (mask < len(colors))
+    return np.where(is_class[..., None], blend.round(), image).astype(np.uint8)
+
+
+def entropy_picture(
+    entropy: npt.NDArray[np.floating[Any]], num_classes: int
+) -> npt.NDArray[np.uint8]:
+    """Return an entropy map [H, W] in nats as a picture [H, W, 3] uint8, dark where sure.
+
+    The range is fixed, 0 to log(num_classes), so that pictures can be compared. Colours are
+    matplotlib's magma.
+    """
+    from matplotlib import colormaps  # slow to import, and only pictures need it
+
+    table = (colormaps["magma"](np.linspace(0, 1, 256))[:, :3] * 255).round().astype(np.uint8)
+    share = np.nan_to_num(entropy) / math.log(max(num_classes, 2))
+    picture: npt.NDArray[np.uint8] = table[(share.clip(0, 1) * 255).round().astype(np.int64)]
+    return picture

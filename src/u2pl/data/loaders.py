@@ -1,0 +1,362 @@
+"""Streams of random training draws and of evaluation images.
+
+Every training item is a pure function of the seed and its draw number, whichever process makes
+it and wherever the run was resumed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import signal
+from collections.abc import Generator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils import data as torch_data
+
+from u2pl.config import DataSettings
+from u2pl.data.batch import Batch, LabeledBatch, UnlabeledBatch
+from u2pl.data.check import size_error
+from u2pl.data.images import read_image
+from u2pl.data.sources import Dataset, Sample
+from u2pl.data.transforms import eval_image, geometry, photometric
+from u2pl.errors import UserError
+
+_ERROR = "error"  # the key under which a worker hands a user's mistake to the main process
+
+
+def derive_seed(*parts: int | str) -> int:
+    """Return a seed from 0 to 2**63 - 1 that depends on every part and on their order.
+
+    >>> derive_seed(0, "labeled", 7) == derive_seed(0, "labeled", 7)
+    True
+    >>> derive_seed(0, "labeled", 7) == derive_seed(0, "labeled", 8)
+    False
+    """
+    text = "\0".join(f"{type(part).__name__}:{part}" for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+class _Stream(torch_data.Dataset[dict[str, Any]]):
+    """Draws without end: item n is draw number n of the run, and each epoch has a new order."""
+
+    def __init__(
+        self, samples: Sequence[Sample], dataset: Dataset, settings: DataSettings, *, seed: int
+    ) -> None:
+        if not samples:
+            raise UserError(f"{dataset.path}: expected images to train on, found none.")
+        self._samples = samples
+        self._dataset = dataset
+        self._settings = settings
+        self._seed = seed
+        self._name = type(self).__name__
+        self._epoch = -1
+        self._order: list[int] = []
+
+    def sample(self, n: int) -> Sample:
+        """Return the sample of draw ``n``; each stands once in every epoch."""
+        epoch, place = divmod(n, len(self._samples))
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(
+                derive_seed(self._seed, self._name, "epoch", epoch)
+            )
+            self._order = torch.randperm(len(self._samples), generator=generator).tolist()
+            self._epoch = epoch
+        return self._samples[self._order[place]]
+
+    def _generator(self, n: int) -> torch.Generator:
+        return torch.Generator().manual_seed(derive_seed(self._seed, self._name, "draw", n))
+
+    def _geometry(
+        self,
+        image: npt.NDArray[np.uint8],
+        mask: npt.NDArray[np.int64] | None,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        return geometry(
+            image,
+            mask,
+            crop=self._settings.crop,
+            scale=self._settings.scale,
+            flip=self._settings.flip,
+            resize=self._settings.resize,
+            ignore_index=self._dataset.ignore_index,
+            generator=generator,
+        )
+
+
+class LabeledStream(_Stream):
+    """Random crops of the labelled images with their masks; geometry only.
+
+    Item n is ``{"image": [3, h, w] float32 in [0, 1], "label": [h, w] int64}``.
+    """
+
+    def __init__(self, dataset: Dataset, settings: DataSettings, *, seed: int) -> None:
+        super().__init__(dataset.labeled, dataset, settings, seed=seed)
+
+    def __getitem__(self, n: int) -> dict[str, Any]:
+        """Return draw ``n`` of the run.
+
+        Raises:
+            UserError: where a file cannot be read, or the mask does not fit the image.
+        """
+        sample = self.sample(n)
+        pixels, mask = _read_pair(sample, self._dataset)
+        image, label, _ = self._geometry(pixels, mask, self._generator(n))
+        return {"image": image, "label": label}
+
+
+class UnlabeledStream(_Stream):
+    """Random crops of the unlabelled images in a weak view and in strong ones; no mask is opened.
+
+    Item n is ``{"weak": [3, h, w] float32 in [0, 1], "strong": [V, 3, h, w] like it with colours
+    changed, "valid": [h, w] bool, "possible_classes": [C] bool}``, V being ``num_strong``.
+    """
+
+    def __init__(
+        self, dataset: Dataset, settings: DataSettings, *, seed: int, num_strong: int = 1
+    ) -> None:
+        super().__init__(dataset.unlabeled, dataset, settings, seed=seed)
+        self._num_strong = num_strong
+
+    def __getitem__(self, n: int) -> dict[str, Any]:
+        """Return draw ``n`` of the run.
+
+        Raises:
+            UserError: where the file cannot be read.
+        """
+        sample, generator = self.sample(n), self._generator(n)
+        weak, _, valid = self._geometry(read_image(sample.image), None, generator)
+        strong = [
+            photometric(
+                weak,
+                jitter=self._settings.jitter,
+                jitter_probability=self._settings.jitter_probability,
+                grayscale_probability=self._settings.grayscale_probability,
+                blur_probability=self._settings.blur_probability,
+                generator=generator,
+            )
+            for _ in range(self._num_strong)
+        ]
+        possible = torch.ones(self._dataset.num_classes, dtype=torch.bool)
+        if sample.tags is not None:
+            possible.zero_()
+            possible[list(sample.tags)] = True
+        return {
+            "weak": weak,
+            "strong": torch.stack(strong),
+            "valid": valid,
+            "possible_classes": possible,
+        }
+
+
+def _read_pair(
+    sample: Sample, dataset: Dataset
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    assert sample.mask is not None, "load_dataset gives each labelled sample a mask"
+    image, mask = read_image(sample.image), dataset.read_mask(sample.mask)
+    height, width = image.shape[:2]
+    if mask.shape != (height, width):
+        raise size_error(sample.image, (height, width), (mask.shape[0], mask.shape[1]))
+    return image, mask
+
+
+class _Steps(torch_data.Dataset[dict[str, Any]]):
+    """Item t is the whole input of step t, so that a worker makes a batch without the others."""
+
+    def __init__(
+        self, labeled: LabeledStream, unlabeled: UnlabeledStream | None, settings: DataSettings
+    ) -> None:
+        self._labeled = labeled
+        self._unlabeled = unlabeled
+        self._settings = settings
+
+    def __getitem__(self, t: int) -> dict[str, Any]:
+        try:
+            item = _draw(self._labeled, t, self._settings.batch_labeled)
+            if self._unlabeled is not None:
+                item |= _draw(self._unlabeled, t, self._settings.batch_unlabeled)
+            return item
+        except UserError as error:
+            return {_ERROR: str(error)}  # as an exception it would arrive with a traceback inside
+
+
+def _draw(stream: _Stream, t: int, batch_size: int) -> dict[str, Tensor]:
+    """Return the draws of step t, each field stacked."""
+    items = [stream[n] for n in range(t * batch_size, (t + 1) * batch_size)]
+    return {key: torch.stack([item[key] for item in items]) for key in items[0]}
+
+
+def training_batches(
+    dataset: Dataset,
+    settings: DataSettings,
+    *,
+    seed: int,
+    start_step: int,
+    stop_step: int,
+    with_unlabeled: bool,
+    num_strong: int = 1,
+    pin_memory: bool = False,
+) -> Generator[Batch, None, None]:
+    """Yield the batch of each step from ``start_step`` to ``stop_step`` - 1.
+
+    Step t takes the draws t * B to (t + 1) * B - 1 of each stream, so a resumed run goes on as if
+    it had never stopped, and the shorter list repeats beside the longer one. Closing the iterator
+    ends its worker processes.
+
+    Args:
+        dataset: where the files are.
+        settings: geometry, colours, batch sizes and workers.
+        seed: of every random draw.
+        start_step: first step, counted from 0.
+        stop_step: the step after the last.
+        with_unlabeled: False gives batches whose ``unlabeled`` is None.
+        num_strong: strong views of each unlabelled image, each with draws of its own.
+        pin_memory: put batches in page-locked memory; ignored where there is no CUDA device.
+
+    Raises:
+        UserError: where there is no image, or a file cannot be read.
+    """
+    labeled = LabeledStream(dataset, settings, seed=seed)
+    unlabeled = (
+        UnlabeledStream(dataset, settings, seed=seed, num_strong=num_strong)
+        if with_unlabeled
+        else None
+    )
+    loader = _loader(
+        _Steps(labeled, unlabeled, settings),
+        range(start_step, stop_step),
+        workers=settings.num_workers,
+        pin_memory=pin_memory and torch.cuda.is_available(),
+    )
+    return (_to_batch(item) for item in loader)
+
+
+def _to_batch(item: dict[str, Any]) -> Batch:
+    labeled = LabeledBatch(item["image"], item["label"])
+    if "weak" not in item:
+        return Batch(labeled, None)
+    strong = item["strong"].transpose(0, 1).unbind(0)  # V of [B, 3, h, w]
+    views = tuple(view.contiguous() for view in strong)
+    return Batch(
+        labeled, UnlabeledBatch(item["weak"], views, item["valid"], item["possible_classes"])
+    )
+
+
+def _loader(
+    dataset: torch_data.Dataset[dict[str, Any]],
+    order: range,
+    *,
+    workers: int | None,
+    pin_memory: bool = False,
+) -> Generator[dict[str, Any], None, None]:
+    """Yield the items in order, made by worker processes; a user's mistake is raised here."""
+    num_workers = default_workers() if workers is None else workers
+    loader = torch_data.DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=order,
+        num_workers=min(num_workers, len(order)),
+        worker_init_fn=_ignore_signals,
+        generator=torch.Generator(),  # else the loader draws a number of the global one
+        pin_memory=pin_memory,
+    )
+    items = iter(loader)
+    try:
+        for item in items:
+            if _ERROR in item:
+                raise UserError(item[_ERROR])
+            yield item
+    finally:
+        del items  # the last reference: its workers end here, also when the caller stops early
+
+
+def default_workers() -> int:
+    """Return how many loader processes suit the machine: a core is left for the step itself."""
+    cores = os.cpu_count() or 1
+    return min(8, cores - 1) if cores > 4 else min(2, cores - 1)
+
+
+def _ignore_signals(worker: int) -> None:
+    # Ctrl-C and a scheduler's SIGTERM reach the whole process group. The main process then ends
+    # its step and saves, which a dying worker would interrupt; it stops its workers itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+class EvaluationBatch(NamedTuple):
+    """Consecutive images of one size.
+
+    Attributes:
+        images: [b, 3, h, w] float32 in [0, 1], resized as the settings say.
+        masks: b tensors [H, W] int64 at the files' own size; None where the samples have none.
+        samples: b samples.
+        sizes: b pairs (H, W) of the files' own size.
+    """
+
+    images: Tensor
+    masks: list[Tensor] | None
+    samples: list[Sample]
+    sizes: list[tuple[int, int]]
+
+
+class _EvaluationItems(torch_data.Dataset[dict[str, Any]]):
+    def __init__(self, samples: Sequence[Sample], dataset: Dataset, resize: int | None) -> None:
+        self._samples = samples
+        self._dataset = dataset
+        self._resize = resize
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = self._samples[index]
+        try:
+            if sample.mask is None:
+                pixels, mask = read_image(sample.image), None
+            else:
+                pixels, labels = _read_pair(sample, self._dataset)
+                mask = torch.from_numpy(labels)
+        except UserError as error:
+            return {_ERROR: str(error)}
+        image = eval_image(pixels, resize=self._resize)
+        return {"index": index, "image": image, "mask": mask, "size": pixels.shape[:2]}
+
+
+def evaluation_batches(
+    samples: Sequence[Sample],
+    dataset: Dataset,
+    settings: DataSettings,
+    *,
+    batch_size: int,
+    workers: int | None = None,
+) -> Generator[EvaluationBatch, None, None]:
+    """Yield every sample once and in order; neighbours of the same size share a batch.
+
+    Args:
+        samples: what to read, such as ``dataset.val``.
+        dataset: how to read masks.
+        settings: ``resize``, and ``num_workers`` where ``workers`` is None.
+        batch_size: images in a batch at most.
+        workers: loader processes; 0 reads in this one.
+
+    Raises:
+        UserError: where a file cannot be read, or a mask does not fit its image.
+    """
+    items = _loader(
+        _EvaluationItems(samples, dataset, settings.resize),
+        range(len(samples)),
+        workers=settings.num_workers if workers is None else workers,
+    )
+    for _, group in itertools.groupby(
+        items, key=lambda item: (item["image"].shape, item["mask"] is None)
+    ):
+        while batch := list(itertools.islice(group, batch_size)):
+            yield EvaluationBatch(
+                images=torch.stack([item["image"] for item in batch]),
+                masks=None if batch[0]["mask"] is None else [item["mask"] for item in batch],
+                samples=[samples[item["index"]] for item in batch],
+                sizes=[(int(item["size"][0]), int(item["size"][1])) for item in batch],
+            )

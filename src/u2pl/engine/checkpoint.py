@@ -1,0 +1,80 @@
+"""A run's state on disk: whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from u2pl.errors import UserError
+
+
+def write_atomically(path: Path, write: Any) -> None:
+    """Call ``write(temporary path)``, flush it to disk, and rename it to ``path``."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain values as indented JSON, atomically."""
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Save tensors and plain values so that a crash leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda temporary: torch.save(state, temporary))
+
+
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read what :func:`save_checkpoint` wrote; nothing in the file is executed.
+
+    Raises:
+        UserError: where the file is missing or is no checkpoint.
+    """
+    if not path.is_file():
+        raise UserError(f"There is no checkpoint {path}; has the run been started?")
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        raise UserError(
+            f"The checkpoint {path} cannot be read ({type(error).__name__}); it is damaged or "
+            "not a checkpoint of u2pl."
+        ) from None
+    if not isinstance(state, dict) or "student" not in state:
+        raise UserError(f"{path} is not a checkpoint of u2pl.")
+    return state
+
+
+def save_weights(path: Path, state: dict[str, Tensor]) -> None:
+    """Save a network's tensors as safetensors, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plain = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+    write_atomically(path, lambda temporary: save_file(plain, temporary))
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        UserError: where it is missing or damaged.
+    """
+    if not path.is_file():
+        raise UserError(f"There are no weights at {path}; has the run saved any?")
+    try:
+        return dict(load_file(path))
+    except SafetensorError as error:
+        raise UserError(f"The weights {path} cannot be read: {error}.") from None

@@ -1,0 +1,234 @@
+"""Scores of a network: one confusion matrix over a whole data set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from u2pl.config import Config
+from u2pl.data.loaders import evaluation_batches
+from u2pl.data.sources import Dataset, Sample, split_hash
+from u2pl.models import upsample
+from u2pl.partition import prediction_entropy
+
+NUM_BINS = 4096
+"""Of the entropy histogram that the reliable share is read from; 0.0007 nats each at C = 21."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What evaluating a network on a list of images gave.
+
+    Attributes:
+        confusion: [C, C] int64 on the CPU, pixels by (true class, predicted class).
+        entropy_histogram: [NUM_BINS] int64, pixels by entropy from 0 to log C.
+        classes: names in id order.
+        protocol: ``whole`` or ``slide``.
+        num_images: images scored.
+        split_sha256: of the list of their names.
+    """
+
+    confusion: Tensor
+    entropy_histogram: Tensor
+    classes: tuple[str, ...]
+    protocol: str
+    num_images: int
+    split_sha256: str
+
+    @property
+    def iou(self) -> dict[str, float | None]:
+        """Intersection over union of each class in percent; None without a pixel of that class."""
+        values = class_iou(self.confusion).tolist()
+        return {
+            name: None if math.isnan(value) else value
+            for name, value in zip(self.classes, values, strict=True)
+        }
+
+    @property
+    def miou(self) -> float:
+        """Mean over the classes that occur, in percent."""
+        return float(class_iou(self.confusion).nanmean())
+
+    def entropy_quantile(self, share: float) -> float:
+        """The entropy in nats below which this share of the pixels lies (upper edge of a bin)."""
+        cumulative = self.entropy_histogram.cumsum(0).double()
+        if cumulative[-1] == 0:
+            return math.log(len(self.classes))
+        index = int((cumulative >= share * cumulative[-1]).long().argmax())
+        return (index + 1) / NUM_BINS * math.log(len(self.classes))
+
+    def to_json(self, *, weights: str, step: int) -> dict[str, Any]:
+        """Plain values, as ``evaluate --json`` writes them."""
+        accuracy = self.confusion.diagonal().sum() / self.confusion.sum().clamp_min(1)
+        return {
+            "miou": self.miou,
+            "iou": self.iou,
+            "pixel_accuracy": float(accuracy) * 100,
+            "protocol": self.protocol,
+            "weights": weights,
+            "step": step,
+            "images": self.num_images,
+            "split_sha256": self.split_sha256,
+            "confusion": self.confusion.tolist(),
+        }
+
+
+def class_iou(confusion: Tensor) -> Tensor:
+    """Intersection over union in percent from pixels by (true, predicted) class.
+
+    Args:
+        confusion: [C, C].
+
+    Returns:
+        [C] float64; nan for a class without a true pixel, which no mean should count as 0.
+
+    >>> class_iou(torch.tensor([[3, 1, 0], [0, 4, 0], [0, 0, 0]]))
+    tensor([75., 80., nan], dtype=torch.float64)
+    """
+    confusion = confusion.double()
+    intersection = confusion.diagonal()
+    union = confusion.sum(0) + confusion.sum(1) - intersection
+    iou = 100 * intersection / union
+    return torch.where(confusion.sum(1) > 0, iou, torch.full_like(iou, torch.nan))
+
+
+@torch.no_grad()
+def predict_logits(
+    model: nn.Module, images: Tensor, *, protocol: str, crop: tuple[int, int], stride: float
+) -> Tensor:
+    """Logits at the images' own size.
+
+    Args:
+        model: returns logits on the feature grid.
+        images: [B, 3, H, W], RGB in [0, 1].
+        protocol: ``whole`` sees the image at once; ``slide`` averages the logits of windows.
+        crop: (height, width) of a window.
+        stride: of the windows, as a fraction of a window.
+
+    Returns:
+        [B, C, H, W] float32.
+    """
+    height, width = images.shape[-2:]
+    if protocol == "whole" or (height <= crop[0] and width <= crop[1]):
+        return upsample(model(images, with_features=False).logits.float(), (height, width))
+    total: Tensor | None = None
+    seen = images.new_zeros(1, 1, height, width)
+    for top in window_starts(height, crop[0], stride):
+        for left in window_starts(width, crop[1], stride):
+            rows, columns = slice(top, top + crop[0]), slice(left, left + crop[1])
+            window = images[..., rows, columns]
+            logits = model(window, with_features=False).logits.float()
+            logits = upsample(logits, (window.shape[-2], window.shape[-1]))
+            if total is None:
+                total = logits.new_zeros(images.shape[0], logits.shape[1], height, width)
+            total[..., rows, columns] += logits
+            seen[..., rows, columns] += 1
+    assert total is not None
+    return total / seen
+
+
+def window_starts(length: int, window: int, stride: float) -> list[int]:
+    """Where windows begin so that they cover a side, the last one flush with the end.
+
+    >>> window_starts(10, 4, 0.75), window_starts(3, 4, 0.75)
+    ([0, 3, 6], [0])
+    """
+    if length <= window:
+        return [0]
+    hop = max(1, round(window * stride))
+    return [*range(0, length - window, hop), length - window]
+
+
+@torch.no_grad()
+def evaluate(
+    models: Mapping[str, nn.Module],
+    samples: tuple[Sample, ...],
+    dataset: Dataset,
+    config: Config,
+    *,
+    device: torch.device,
+    workers: int | None = None,
+) -> dict[str, Evaluation]:
+    """Score networks side by side, so that each image is decoded once.
+
+    Predictions are brought to each mask's own size before they are compared; a pixel counts once,
+    whatever image it is in.
+
+    Args:
+        models: by name; put into evaluation mode, and back as they were.
+        samples: with masks.
+        dataset: classes and mask format.
+        config: resizing and protocol.
+        device: where the networks are.
+        workers: loader processes; None as in the configuration.
+
+    Returns:
+        An :class:`Evaluation` for each name.
+    """
+    num_classes, settings = dataset.num_classes, config.evaluation
+    matrices = {
+        name: MulticlassConfusionMatrix(
+            num_classes, ignore_index=dataset.ignore_index, validate_args=False
+        ).to(device)
+        for name in models
+    }
+    histograms = {
+        name: torch.zeros(NUM_BINS, dtype=torch.long, device=device) for name in models
+    }
+    was_training = {name: model.training for name, model in models.items()}
+    for model in models.values():
+        model.eval()
+    for images, masks, _, sizes in evaluation_batches(
+        samples,
+        dataset,
+        config.data,
+        batch_size=settings.batch_size,
+        workers=workers,
+    ):
+        images = images.to(device)
+        assert masks is not None, "samples without masks cannot be scored"
+        for name, model in models.items():
+            logits = predict_logits(
+                model,
+                images,
+                protocol=settings.protocol,
+                crop=settings.crop or config.data.crop,
+                stride=settings.stride_fraction,
+            )
+            for row, (mask, size) in enumerate(zip(masks, sizes, strict=True)):
+                probs = resize_logits(logits[row : row + 1], size).softmax(dim=1)
+                matrices[name].update(probs.argmax(dim=1), mask.to(device).unsqueeze(0))
+                histograms[name] += entropy_histogram(probs)
+    for name, model in models.items():
+        model.train(was_training[name])
+    return {
+        name: Evaluation(
+            confusion=matrices[name].compute().cpu().long(),
+            entropy_histogram=histograms[name].cpu(),
+            classes=dataset.classes,
+            protocol=settings.protocol,
+            num_images=len(samples),
+            split_sha256=split_hash(samples),
+        )
+        for name in models
+    }
+
+
+def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """[B, C, h, w] to [B, C, *size], bilinear with ``align_corners=False``."""
+    if (logits.shape[-2], logits.shape[-1]) == size:
+        return logits
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+
+def entropy_histogram(probs: Tensor) -> Tensor:
+    """Pixels of [B, C, H, W] probabilities by entropy, [NUM_BINS] int64 from 0 to log C."""
+    scaled = prediction_entropy(probs) / math.log(probs.shape[1]) * NUM_BINS
+    return torch.bincount(scaled.long().clamp(0, NUM_BINS - 1).flatten(), minlength=NUM_BINS)

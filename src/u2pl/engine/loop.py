@@ -1,0 +1,324 @@
+"""From a configuration and a data set to a trained run folder."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from u2pl.config import Config
+from u2pl.contrast import rank_bounds
+from u2pl.data.loaders import training_batches
+from u2pl.data.sources import Dataset, split_hash
+from u2pl.engine.checkpoint import load_checkpoint, save_checkpoint, save_weights, write_json
+from u2pl.engine.evaluate import Evaluation, evaluate
+from u2pl.engine.run_folder import MetricsLog, RunFolder
+from u2pl.engine.state import TrainState, initial_state
+from u2pl.engine.step import training_step
+from u2pl.errors import UserError
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a watcher of the training sees every ``log_every`` steps.
+
+    Attributes:
+        step: updates made.
+        total_steps: of the whole run.
+        steps_per_second: since the last report, loading included.
+        values: the step's losses and counts.
+    """
+
+    step: int
+    total_steps: int
+    steps_per_second: float
+    values: dict[str, float]
+
+
+class Interrupted(Exception):
+    """Training was asked to stop, and has saved its state.
+
+    Attributes:
+        step: where it stands.
+    """
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped after step {step}")
+        self.step = step
+
+
+def fit(
+    config: Config,
+    dataset: Dataset,
+    folder: RunFolder,
+    *,
+    resume: bool = False,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_evaluation: Callable[[int, dict[str, Evaluation]], None] = lambda *_: None,
+) -> dict[str, Any]:
+    """Train, and leave a run folder with checkpoints, weights and metrics.
+
+    Args:
+        config: the run.
+        dataset: checked already.
+        folder: created already.
+        resume: go on from the folder's last checkpoint.
+        on_progress: called with each row of training metrics.
+        on_evaluation: called with the step and the scores of ``student`` and ``ema``.
+
+    Returns:
+        The last evaluation: ``step``, ``student`` and ``ema`` (as :meth:`Evaluation.to_json`),
+        ``best`` (step and mIoU of the best teacher) and ``finished``.
+
+    Raises:
+        UserError: for settings that do not fit the data, or a loss that is not finite.
+        Interrupted: on SIGINT or SIGTERM, after saving.
+    """
+    check_against_data(config, dataset)
+    if config.train.deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    fabric = Fabric(accelerator="auto", devices=1, precision=choose_precision(config))
+    state = initial_state(config, dataset.num_classes, dataset.ignore_index, fabric.device)
+    state.student, state.optimizer = fabric.setup(state.student, state.optimizer)
+    best: dict[str, Any] = {"step": 0, "miou": -1.0}
+    if resume:
+        checkpoint = load_checkpoint(folder.checkpoint("last"), fabric.device)
+        refuse_other_data(checkpoint, dataset, folder)
+        state.load_state_dict(checkpoint)
+        best = checkpoint["best"]
+    stop = min(config.train.steps, config.train.stop_after or config.train.steps)
+    runner = Runner(fabric, state, config, dataset, folder, best, on_progress, on_evaluation)
+    return runner.run(stop)
+
+
+def check_against_data(config: Config, dataset: Dataset) -> None:
+    """Raise UserError where settings and data set do not go together."""
+    try:
+        rank_bounds(
+            dataset.num_classes, low_rank=config.method.low_rank, high_rank=config.method.high_rank
+        )
+    except ValueError as error:
+        raise UserError(f"method.low_rank and method.high_rank: {error}", exit_code=2) from None
+    background = config.method.background_class
+    if background is not None and background >= dataset.num_classes:
+        raise UserError(
+            f"method.background_class is {background}, but the classes end at "
+            f"{dataset.num_classes - 1}.",
+            exit_code=2,
+        )
+    if config.train.accumulation > config.data.batch_labeled:
+        raise UserError(
+            f"train.accumulation is {config.train.accumulation}, but there are only "
+            f"{config.data.batch_labeled} labelled images in a batch to split.",
+            exit_code=2,
+        )
+    if config.train.supervised_steps > config.train.steps:
+        raise UserError(
+            f"train.supervised_steps is {config.train.supervised_steps}, more than the "
+            f"{config.train.steps} steps of the run.",
+            exit_code=2,
+        )
+
+
+def refuse_other_data(checkpoint: dict[str, Any], dataset: Dataset, folder: RunFolder) -> None:
+    """Raise UserError where a checkpoint was made with other lists of images."""
+    if checkpoint["splits"] != training_splits(dataset):
+        raise UserError(
+            f"The images of {folder.path} have changed since it was started; resuming would mix "
+            "two data sets. Restore the lists, or start a new run."
+        )
+
+
+def training_splits(dataset: Dataset) -> dict[str, str]:
+    """Hashes of the lists that training reads."""
+    return {name: split_hash(dataset.sections[name]) for name in ("labeled", "unlabeled")}
+
+
+def choose_precision(config: Config) -> Any:
+    """Fabric's name for the numbers that a forward pass computes with."""
+    if config.train.precision != "auto":
+        return config.train.precision
+    if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16-mixed"
+    return "32-true"
+
+
+class Runner:
+    """The loop around the step: loading, reporting, scoring, saving."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        state: TrainState,
+        config: Config,
+        dataset: Dataset,
+        folder: RunFolder,
+        best: dict[str, Any],
+        on_progress: Callable[[Progress], None],
+        on_evaluation: Callable[[int, dict[str, Evaluation]], None],
+    ) -> None:
+        self.fabric, self.state, self.config = fabric, state, config
+        self.dataset, self.folder, self.best = dataset, folder, best
+        self.on_progress, self.on_evaluation = on_progress, on_evaluation
+        self.scores: dict[str, Evaluation] = {}
+        self.scored_at = -1
+
+    def run(self, stop: int) -> dict[str, Any]:
+        """Train until ``stop`` updates are made; see :func:`fit`."""
+        log = MetricsLog(self.folder, step=self.state.step)
+        batches = training_batches(
+            self.dataset,
+            self.config.data,
+            seed=self.config.train.seed,
+            start_step=self.state.step,
+            stop_step=stop,
+            with_unlabeled=uses_unlabeled(self.config, self.dataset),
+            pin_memory=self.fabric.device.type == "cuda",
+        )
+        self.state.student.train()
+        with noticing_signals() as asked_to_stop, closing(log), closing(batches):
+            started, since = time.perf_counter(), self.state.step
+            for batch in batches:
+                values = training_step(
+                    self.fabric, self.state, batch.to(self.fabric.device), self.config
+                )
+                step, last = self.state.step, self.state.step == stop
+                if step % self.config.train.log_every == 0 or last:
+                    now = time.perf_counter()
+                    self.report(log, values, (step - since) / (now - started))
+                    started, since = now, step
+                if step % self.config.train.eval_every == 0 or last:
+                    self.score(log)
+                    started, since = time.perf_counter(), step
+                if step % self.config.train.checkpoint_every == 0 or last or asked_to_stop():
+                    self.save()
+                if asked_to_stop() and not last:
+                    raise Interrupted(step)
+        if self.scored_at != self.state.step:  # resumed at the very end: nothing was left to train
+            self.score(None)
+        return self.finish()
+
+    def report(self, log: MetricsLog, values: dict[str, Tensor], steps_per_second: float) -> None:
+        """Fetch a step's numbers from the device, check them, and write them."""
+        names = list(values)
+        numbers = torch.stack([values[name].float() for name in names]).tolist()
+        row = dict(zip(names, numbers, strict=True))
+        for name, number in row.items():
+            if name.startswith("loss") and not math.isfinite(number):
+                raise UserError(
+                    f"At step {self.state.step} {name} became {number}; training stopped before "
+                    "saving it. Lower optimizer.lr, or look at the images with `u2pl data check`."
+                )
+        row["lr"] = self.state.optimizer.param_groups[0]["lr"]
+        row["steps_per_second"] = steps_per_second
+        log.write("train", self.state.step, row)
+        self.on_progress(Progress(self.state.step, self.config.train.steps, steps_per_second, row))
+
+    def score(self, log: MetricsLog | None) -> None:
+        """Evaluate student and teacher on val."""
+        step = self.state.step
+        self.scores = evaluate(
+            {"student": self.state.student, "ema": self.state.teacher},
+            self.dataset.val,
+            self.dataset,
+            self.config,
+            device=self.fabric.device,
+        )
+        self.scored_at = step
+        row = {f"miou_{name}": score.miou for name, score in self.scores.items()}
+        if log is not None:
+            log.write("val", step, row)
+        self.on_evaluation(step, self.scores)
+        if row["miou_ema"] > self.best["miou"]:
+            self.best = {"step": step, "miou": row["miou_ema"]}
+            self.save("best")
+
+    def save(self, name: str = "last") -> None:
+        """Write a checkpoint."""
+        extra = {"best": self.best, "splits": training_splits(self.dataset)}
+        save_checkpoint(self.folder.checkpoint(name), self.state.state_dict() | extra)
+
+    def finish(self) -> dict[str, Any]:
+        """Write weights, the model's description and the result."""
+        save_weights(self.folder.weights("student"), self.state.student.state_dict())
+        save_weights(self.folder.weights("ema"), self.state.teacher.state_dict())
+        write_json(self.folder.model, self.describe())
+        result = {
+            "step": self.state.step,
+            "finished": self.state.step >= self.config.train.steps,
+            "best": self.best,
+            **{
+                name: score.to_json(weights=name, step=self.state.step)
+                for name, score in self.scores.items()
+            },
+        }
+        self.folder.result.parent.mkdir(exist_ok=True)
+        write_json(self.folder.result, result)
+        return result
+
+    def describe(self) -> dict[str, Any]:
+        """What the weights mean: network, classes, preparation of images, and γ.
+
+        The entropy up to which a prediction counts as reliable is that of the surest 1 - α_0 of
+        the val pixels, because α_t itself has come down to 0 at the end of a run.
+        """
+        share = 1 - self.config.method.initial_unreliable_fraction
+        evaluation = self.config.evaluation
+        return {
+            "model": self.config.model.model_dump(mode="json"),
+            "classes": list(self.dataset.classes),
+            "colors": [list(color) for color in self.dataset.colors],
+            "ignore_index": self.dataset.ignore_index,
+            "resize": self.config.data.resize,
+            "protocol": evaluation.protocol,
+            "crop": list(evaluation.crop or self.config.data.crop),
+            "stride_fraction": evaluation.stride_fraction,
+            "reliable_entropy": self.scores["ema"].entropy_quantile(share),
+            "step": self.state.step,
+            "recipe": self.config.recipe,
+        }
+
+
+def uses_unlabeled(config: Config, dataset: Dataset) -> bool:
+    """Whether training reads unlabelled images: there are some, and a loss looks at them."""
+    method = config.method
+    weighs = method.unsupervised_weight > 0 or method.contrastive_weight > 0
+    return weighs and bool(dataset.unlabeled)
+
+
+@contextmanager
+def noticing_signals() -> Iterator[Callable[[], bool]]:
+    """Turn the first SIGINT or SIGTERM into a flag; a second one ends the process as usual.
+
+    Outside the main thread, where Python takes no signal handlers, the flag stays down.
+    """
+    asked = False
+
+    def notice(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before: dict[int, Any] = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, notice)
+    except ValueError:
+        before.clear()
+    try:
+        yield lambda: asked
+    finally:
+        restore()

@@ -1,0 +1,164 @@
+"""Where a run keeps what, and what it writes there beside checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from u2pl.config import Config, load_config, save_config
+from u2pl.data.sources import Dataset, split_hash, write_lists
+from u2pl.engine.checkpoint import write_json
+from u2pl.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        path: the folder; it need not exist yet.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """Every setting, resolved."""
+        return self.path / "config.yaml"
+
+    @property
+    def dataset(self) -> Path:
+        """The dataset.yaml, with its root made absolute."""
+        return self.path / "dataset.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def result(self) -> Path:
+        """The last evaluation of student and teacher."""
+        return self.path / "eval" / "val.json"
+
+    @property
+    def model(self) -> Path:
+        """What it takes to rebuild the network around its weights."""
+        return self.path / "model.json"
+
+    def checkpoint(self, name: str) -> Path:
+        """``last`` or ``best``."""
+        return self.path / "checkpoints" / f"{name}.pt"
+
+    def weights(self, name: str) -> Path:
+        """``ema`` or ``student``, of the last checkpoint."""
+        return self.path / "weights" / f"{name}.safetensors"
+
+    def create(self, config: Config, dataset: Dataset) -> None:
+        """Write what is known before the first step.
+
+        Raises:
+            UserError: where the folder holds a run already, or cannot be written.
+        """
+        if self.config.exists():
+            raise UserError(
+                f"{self.path} already holds a run; go on with it by --resume, or choose another "
+                "folder with --out."
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            save_config(config, self.config)
+            self.dataset.write_text(absolute_dataset(dataset.path))
+            (self.path / "splits").mkdir(exist_ok=True)
+            write_lists(dataset, self.path / "splits")
+        except OSError as error:
+            raise UserError(f"Cannot write the run folder {self.path}: {error.strerror}.") from None
+        write_json(self.path / "environment.json", environment(dataset))
+
+    def read_config(self) -> Config:
+        """The run's settings.
+
+        Raises:
+            UserError: where the folder holds no run.
+        """
+        if not self.config.is_file():
+            raise UserError(f"{self.path} holds no run: there is no {self.config.name} in it.")
+        return load_config(self.config)
+
+
+def absolute_dataset(path: Path) -> str:
+    """The text of a dataset.yaml that reads the same files from anywhere."""
+    tree = yaml.safe_load(path.read_text())
+    tree["root"] = str((path.parent / tree.get("root", ".")).resolve())
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def environment(dataset: Dataset) -> dict[str, Any]:
+    """Versions, machine, command and the hash of each list of images."""
+    packages = ("torch", "torchvision", "timm", "segmentation-models-pytorch", "numpy", "pillow")
+    return {
+        "u2pl": metadata.version("u2pl"),
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "command": sys.argv,
+        "dataset": str(dataset.path.resolve()),
+        "split_sha256": {
+            name: split_hash(samples) for name, samples in dataset.sections.items() if samples
+        },
+    }
+
+
+class MetricsLog:
+    """Rows of numbers in ``metrics.jsonl`` and in TensorBoard.
+
+    Args:
+        folder: the run's.
+        step: where the run stands; rows of later steps, left by a run that was killed after its
+            last checkpoint, are dropped so that none stands twice.
+    """
+
+    def __init__(self, folder: RunFolder, *, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+        self._path = folder.metrics
+        kept = [row for row in read_metrics(folder.metrics) if row["step"] <= step]
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+        self._path.write_text(text)
+        self._writer = SummaryWriter(str(folder.path / "tensorboard"), purge_step=step + 1)
+
+    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
+        """Add a row; ``kind`` is ``train`` or ``val``."""
+        row = {"kind": kind, "step": step, **values}
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        for name, value in values.items():
+            self._writer.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flush what TensorBoard has not written yet."""
+        self._writer.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole rows of a metrics file; a last line torn by a crash is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

@@ -1,0 +1,114 @@
+"""Everything that a training step changes, in one place."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from u2pl.config import Config
+from u2pl.contrast import MomentumPrototypes, NegativeQueues
+from u2pl.data.loaders import derive_seed
+from u2pl.engine.optimizer import build_optimizer
+from u2pl.models import Segmenter
+
+
+@dataclass
+class TrainState:
+    """Networks, optimiser, the contrast's memory, and the step they are at.
+
+    The learning rate, α_t and every random draw are functions of the step and the seed, so that
+    nothing else has to be remembered to go on exactly.
+
+    Attributes:
+        student: trained.
+        teacher: its moving average, in evaluation mode, without gradients.
+        optimizer: of the student.
+        queues: negative keys a class.
+        prototypes: positive key a class.
+        ignore_index: of the labels.
+        step: updates made so far.
+    """
+
+    student: nn.Module
+    teacher: nn.Module
+    optimizer: torch.optim.Optimizer
+    queues: NegativeQueues
+    prototypes: MomentumPrototypes
+    ignore_index: int
+    step: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it as tensors and plain values."""
+        return {
+            "student": self.student.state_dict(),
+            "teacher": self.teacher.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "queues": self.queues.state_dict(),
+            "prototypes": self.prototypes.state_dict(),
+            "step": self.step,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned."""
+        self.student.load_state_dict(state["student"])
+        self.teacher.load_state_dict(state["teacher"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.queues.load_state_dict(state["queues"])
+        self.prototypes.load_state_dict(state["prototypes"])
+        self.step = state["step"]
+
+
+def queue_capacities(config: Config, num_classes: int) -> list[int]:
+    """Keys a class, the background's own number where there is one.
+
+    Without contrast no key is ever pushed, and a single slot a class stands for the memory.
+    """
+    settings = config.method
+    if settings.contrastive_weight == 0:
+        return [1] * num_classes
+    capacities = [settings.queue_size] * num_classes
+    if settings.background_class is not None:
+        capacities[settings.background_class] = settings.background_queue_size
+    return capacities
+
+
+def initial_state(
+    config: Config, num_classes: int, ignore_index: int, device: torch.device
+) -> TrainState:
+    """Networks with their first weights, drawn from the run's seed, and an empty memory.
+
+    Args:
+        config: the run.
+        num_classes: C.
+        ignore_index: of the labels.
+        device: where all of it lives.
+
+    Raises:
+        UserError: where the network cannot be built.
+    """
+    torch.manual_seed(derive_seed(config.train.seed, "weights"))
+    student = Segmenter(config.model, num_classes)
+    if config.train.channels_last:
+        student = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    student = student.to(device)
+    teacher = copy.deepcopy(student).eval().requires_grad_(False)
+    queues = NegativeQueues(
+        queue_capacities(config, num_classes),
+        config.model.feature_size,
+        dtype=getattr(torch, config.method.queue_dtype),
+    )
+    prototypes = MomentumPrototypes(
+        num_classes, config.model.feature_size, momentum=config.method.prototype_momentum
+    )
+    return TrainState(
+        student=student,
+        teacher=teacher,
+        optimizer=build_optimizer(student, config.optimizer),
+        queues=queues.to(device),
+        prototypes=prototypes.to(device),
+        ignore_index=ignore_index,
+    )

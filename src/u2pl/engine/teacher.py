@@ -1,0 +1,40 @@
+"""The teacher: an exponential moving average of the student, BatchNorm's statistics included."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def teacher_decay(semi_step: int, *, maximum: float = 0.99) -> float:
+    """Decay after a step: ``min(1 - 1/(step + 1), maximum)`` [C].
+
+    Args:
+        semi_step: counted from the first semi-supervised step; negative during the supervised
+            warm-up, where the teacher simply equals the student.
+        maximum: in [0, 1).
+
+    >>> [round(teacher_decay(step), 3) for step in (-5, 0, 1, 3, 1000)]
+    [0.0, 0.0, 0.5, 0.75, 0.99]
+    """
+    return min(1 - 1 / (max(semi_step, 0) + 1), maximum)
+
+
+@torch.no_grad()
+def follow(teacher: nn.Module, student: nn.Module, *, decay: float) -> None:
+    """Move the teacher's weights to ``decay · teacher + (1 - decay) · student``.
+
+    Floating buffers (BatchNorm's running statistics) are averaged like weights [R; the authors'
+    code leaves them out]; counters are copied.
+
+    Args:
+        teacher: changed in place.
+        student: a network of the same shape.
+        decay: in [0, 1]; 0 copies.
+    """
+    ours = [*teacher.parameters(), *teacher.buffers()]
+    theirs = [*student.parameters(), *student.buffers()]
+    moving = [i for i, tensor in enumerate(ours) if tensor.is_floating_point()]
+    torch._foreach_lerp_([ours[i] for i in moving], [theirs[i] for i in moving], 1 - decay)
+    for i in set(range(len(ours))) - set(moving):
+        ours[i].copy_(theirs[i])

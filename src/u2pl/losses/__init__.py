@@ -1,0 +1,19 @@
+"""Eq. 2-4: the three losses, each a pure function of tensors."""
+
+from u2pl.losses.contrastive import contrastive_floor, contrastive_loss
+from u2pl.losses.supervised import cross_entropy, ohem_cross_entropy
+from u2pl.losses.unsupervised import (
+    reverse_cross_entropy,
+    symmetric_cross_entropy,
+    unsupervised_weight,
+)
+
+__all__ = [
+    "contrastive_floor",
+    "contrastive_loss",
+    "cross_entropy",
+    "ohem_cross_entropy",
+    "reverse_cross_entropy",
+    "symmetric_cross_entropy",
+    "unsupervised_weight",
+]

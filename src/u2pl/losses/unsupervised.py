@@ -1,0 +1,81 @@
+"""Eq. 3 and 8: the loss on pseudo-labelled pixels, and its weight."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from u2pl.losses.supervised import cross_entropy
+
+
+def unsupervised_weight(num_valid: Tensor, num_kept: Tensor, *, eta: float = 1.0) -> Tensor:
+    """λ_u of Eq. 8 [P]: ``η · |B_u| H W / (pixels kept)``.
+
+    Args:
+        num_valid: scalar, the pixels of the unlabelled batch, padding left out.
+        num_kept: scalar, how many of them have a pseudo-label.
+        eta: η.
+
+    Returns:
+        A scalar of at least η; 0 where no pixel is kept.
+    """
+    return eta * num_valid / num_kept.clamp_min(1) * (num_kept > 0)
+
+
+def reverse_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    ignore_index: int,
+    num_pixels: Tensor | None = None,
+    floor: float = 1e-4,
+) -> Tensor:
+    """Cross-entropy with the roles swapped, which a wrong label pulls on less [R].
+
+    ``RCE = -Σ_c p(c) log max(y(c), floor)`` for the one-hot label y. Only the classes that are
+    not the label contribute, each -log(floor), so that ``RCE = -log(floor) · (1 - p(label))``.
+
+    Args:
+        logits: [B, C, H, W].
+        labels: [B, H, W] int64.
+        ignore_index: outside 0 … C - 1.
+        num_pixels: as in :func:`~u2pl.losses.cross_entropy`.
+        floor: what stands for log 0, in (0, 1).
+
+    Returns:
+        A scalar in [0, -log(floor)]; 0 where no pixel is labelled.
+    """
+    labeled = labels != ignore_index
+    index = labels.masked_fill(~labeled, 0).unsqueeze(1)
+    own_probs = logits.softmax(dim=1).gather(1, index).squeeze(1)
+    counted = labeled.sum() if num_pixels is None else num_pixels
+    return -math.log(floor) * ((1 - own_probs) * labeled).sum() / counted.clamp_min(1)
+
+
+def symmetric_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    ignore_index: int,
+    reverse_weight: float,
+    num_pixels: Tensor | None = None,
+) -> Tensor:
+    """``CE + ξ · RCE`` over the pseudo-labelled pixels: Eq. 3 [P] with U2PL+'s second term [R].
+
+    Args:
+        logits: [B, C, H, W] of the student on the strongly augmented images.
+        labels: [B, H, W] int64 pseudo-labels.
+        ignore_index: outside 0 … C - 1.
+        reverse_weight: ξ >= 0; 0 is plain cross-entropy.
+        num_pixels: as in :func:`~u2pl.losses.cross_entropy`.
+
+    Returns:
+        A scalar; 0 where no pixel is labelled.
+    """
+    loss = cross_entropy(logits, labels, ignore_index=ignore_index, num_pixels=num_pixels)
+    if reverse_weight == 0:
+        return loss
+    return loss + reverse_weight * reverse_cross_entropy(
+        logits, labels, ignore_index=ignore_index, num_pixels=num_pixels
+    )

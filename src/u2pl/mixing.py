@@ -1,0 +1,209 @@
+"""CutMix, CutOut and ClassMix: what is pasted where is decided once, for images and targets alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Mix:
+    """One decision about a batch: which pixels come from which other image.
+
+    Attributes:
+        partner: [B] int64, the image that each one takes pixels from; None erases them instead.
+        mask: [B, H, W] bool, True where a pixel is taken (or erased).
+    """
+
+    partner: Tensor | None
+    mask: Tensor
+
+    def apply(self, tensor: Tensor, *, fill: float | bool = 0) -> Tensor:
+        """Mix anything that lies over the images' pixels.
+
+        Args:
+            tensor: [B, H', W'] or [B, K, H', W'], of any dtype. Where it is a coarser grid than
+                the mask, each cell follows the mask's pixel at its centre.
+            fill: what an erased pixel becomes.
+
+        Returns:
+            A tensor like ``tensor``.
+        """
+        mask = on_grid(self.mask, (tensor.shape[-2], tensor.shape[-1]))
+        if tensor.ndim == 4:
+            mask = mask.unsqueeze(1)
+        if self.partner is None:
+            return tensor.masked_fill(mask, fill)
+        return torch.where(mask, tensor[self.partner], tensor)
+
+
+def on_grid(tensor: Tensor, size: tuple[int, int]) -> Tensor:
+    """Read a map at the centres of a coarser grid's cells, without interpolation.
+
+    Cells are squares of ``ceil(H / h)`` pixels that start at the top left corner, as a network's
+    strides have them, so the last row or column of cells may reach past the border; there the
+    border pixel counts.
+
+    Args:
+        tensor: [..., H, W].
+        size: (h, w) of the grid.
+
+    Returns:
+        [..., h, w].
+
+    >>> on_grid(torch.arange(36).view(6, 6), (2, 2))
+    tensor([[ 7, 10],
+            [25, 28]])
+    """
+    height, width = tensor.shape[-2:]
+    if (height, width) == size:
+        return tensor
+    rows, columns = (
+        _cell_centres(full, cells, tensor.device)
+        for full, cells in ((height, size[0]), (width, size[1]))
+    )
+    return tensor[..., rows.unsqueeze(1), columns]
+
+
+def _cell_centres(length: int, num_cells: int, device: torch.device) -> Tensor:
+    stride = -(-length // num_cells)
+    centres = torch.arange(num_cells, device=device) * stride + stride // 2
+    return centres.clamp_max(length - 1)
+
+
+def random_partner(
+    batch_size: int, *, device: torch.device, generator: torch.Generator | None = None
+) -> Tensor:
+    """Pair each image with another one: the batch, turned by a random number of places.
+
+    Args:
+        batch_size: B. An image alone has itself as partner.
+        device: of the result and the generator.
+        generator: source of randomness.
+
+    Returns:
+        [B] int64, a permutation without a fixed point where B > 1.
+    """
+    turn = torch.randint(
+        1, max(batch_size, 2), (1,), device=device, generator=generator, dtype=torch.long
+    )
+    return (torch.arange(batch_size, device=device) + turn) % batch_size
+
+
+def random_boxes(
+    batch_size: int,
+    size: tuple[int, int],
+    *,
+    area: float = 0.5,
+    device: torch.device,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """A box for each image, of a fixed share of its area and of random shape and place [C].
+
+    Args:
+        batch_size: B.
+        size: (H, W) in pixels.
+        area: share of the image in (0, 1); the box's width is drawn from [area · W, W].
+        device: of the result and the generator.
+        generator: source of randomness.
+
+    Returns:
+        [B, H, W] bool, True inside.
+    """
+    draw = torch.rand(3, batch_size, 1, 1, device=device, generator=generator)
+    width = area + draw[0] * (1 - area)
+    height = area / width
+    top, left = draw[1] * (1 - height), draw[2] * (1 - width)
+    y = ((torch.arange(size[0], device=device) + 0.5) / size[0]).view(1, -1, 1)
+    x = ((torch.arange(size[1], device=device) + 0.5) / size[1]).view(1, 1, -1)
+    return (y >= top) & (y < top + height) & (x >= left) & (x < left + width)
+
+
+def half_of_the_classes(
+    labels: Tensor, num_classes: int, *, generator: torch.Generator | None = None
+) -> Tensor:
+    """ClassMix's choice: the pixels of a random half of the classes that an image holds.
+
+    Args:
+        labels: [B, H, W] int64; ignored pixels belong to no class and are never chosen.
+        num_classes: C.
+        generator: source of randomness, on the labels' device.
+
+    Returns:
+        [B, H, W] bool. Of n classes present, n/2 are chosen, rounded up.
+    """
+    batch_size = labels.shape[0]
+    inside = (labels >= 0) & (labels < num_classes)
+    index = torch.where(inside, labels, torch.full_like(labels, num_classes)).flatten(1)
+    present = torch.zeros(batch_size, num_classes + 1, dtype=torch.bool, device=labels.device)
+    present.scatter_(1, index, True)
+    present = present[:, :num_classes]
+    score = torch.rand(batch_size, num_classes, device=labels.device, generator=generator)
+    score = score.masked_fill(~present, 2.0)  # absent classes order last
+    place = score.argsort(dim=1).argsort(dim=1)
+    num_chosen = (present.sum(dim=1, keepdim=True) + 1) // 2
+    chosen = torch.zeros(batch_size, num_classes + 1, dtype=torch.bool, device=labels.device)
+    chosen[:, :num_classes] = (place < num_chosen) & present
+    return chosen.gather(1, index).view_as(labels)
+
+
+def cutmix(
+    batch_size: int,
+    size: tuple[int, int],
+    *,
+    probability: float = 1.0,
+    device: torch.device,
+    generator: torch.Generator | None = None,
+) -> Mix:
+    """Paste a box of another image of the batch [P]. A batch of one image stays as it is."""
+    partner = random_partner(batch_size, device=device, generator=generator)
+    mask = random_boxes(batch_size, size, device=device, generator=generator)
+    return Mix(partner, mask & _mixed(batch_size, probability, device, generator))
+
+
+def cutout(
+    batch_size: int,
+    size: tuple[int, int],
+    *,
+    probability: float = 1.0,
+    device: torch.device,
+    generator: torch.Generator | None = None,
+) -> Mix:
+    """Erase a box; mark its pixels as not valid with ``apply(valid, fill=False)``."""
+    mask = random_boxes(batch_size, size, device=device, generator=generator)
+    return Mix(None, mask & _mixed(batch_size, probability, device, generator))
+
+
+def classmix(
+    labels: Tensor,
+    num_classes: int,
+    *,
+    probability: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Mix:
+    """Paste half of another image's classes, cut out along their (pseudo-)label borders.
+
+    Args:
+        labels: [B, H, W] int64.
+        num_classes: C.
+        probability: share of the images that is mixed.
+        generator: source of randomness, on the labels' device.
+    """
+    batch_size, device = labels.shape[0], labels.device
+    partner = random_partner(batch_size, device=device, generator=generator)
+    chosen = half_of_the_classes(labels, num_classes, generator=generator)
+    return Mix(partner, chosen[partner] & _mixed(batch_size, probability, device, generator))
+
+
+def no_mix(batch_size: int, size: tuple[int, int], *, device: torch.device) -> Mix:
+    """The neutral value: every image keeps its own pixels."""
+    return Mix(None, torch.zeros(batch_size, *size, dtype=torch.bool, device=device))
+
+
+def _mixed(
+    batch_size: int, probability: float, device: torch.device, generator: torch.Generator | None
+) -> Tensor:
+    """[B, 1, 1] bool: which images are mixed at all."""
+    return torch.rand(batch_size, 1, 1, device=device, generator=generator) < probability

@@ -1,0 +1,139 @@
+"""timm encoders: ImageNet weights from timm's hub, from a local file, or none."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from segmentation_models_pytorch.encoders.timm_universal import TimmUniversalEncoder
+from segmentation_models_pytorch.encoders.timm_vit import TimmViTEncoder
+from torch import nn
+
+from u2pl.errors import UserError, nearest_name
+from u2pl.models.small import SmallEncoder
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def build_encoder(
+    name: str, *, output_stride: int, pretrained: bool, weights: Path | None, vit: bool
+) -> nn.Module:
+    """Make an encoder that returns feature maps from fine to coarse.
+
+    Args:
+        name: a timm model, or ``small``.
+        output_stride: of the coarsest map; timm's transformers know only their own.
+        pretrained: whether to load ImageNet weights.
+        weights: a local file to load them from instead of timm's hub.
+        vit: whether the decoder reads a plain vision transformer's blocks (DPT).
+
+    Returns:
+        A module with ``out_channels``.
+
+    Raises:
+        UserError: for an unknown name, a file that does not fit, weights that cannot be had, or
+            an encoder that cannot do what the decoder needs.
+    """
+    if name == "small":
+        if vit:
+            raise UserError(
+                "The 'small' encoder is no vision transformer; use another decoder than dpt."
+            )
+        if weights is not None:
+            raise UserError("The 'small' encoder has no ImageNet weights; leave model.weights out.")
+        if output_stride == 32:
+            raise UserError(
+                "The 'small' encoder has output stride 8 or 16; set model.output_stride."
+            )
+        return SmallEncoder(output_stride=output_stride)
+    check_known(name)
+    arguments: dict[str, Any] = {"pretrained": pretrained or weights is not None}
+    if weights is not None:
+        check_weights(name, weights)
+        arguments["pretrained_cfg_overlay"] = {"file": str(weights)}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the hub's advice about tokens is no use here
+            if vit:
+                return TimmViTEncoder(name, dynamic_img_size=True, **arguments)
+            return TimmUniversalEncoder(name, output_stride=output_stride, **arguments)
+    except Exception as error:
+        if arguments["pretrained"] and weights is None:
+            raise UserError(
+                f"The ImageNet weights of '{name}' could not be loaded from timm's hub "
+                f"({type(error).__name__}). Pass a local file with model.weights=FILE, or train "
+                "from scratch with model.pretrained=false."
+            ) from None
+        raise UserError(
+            f"The timm model '{name}' does not work as an encoder here "
+            f"(decoder {'dpt' if vit else 'of feature maps'}, output stride {output_stride}): {error}"
+        ) from None
+
+
+def check_known(name: str) -> None:
+    """Raise UserError, with the nearest name, where timm has no such model."""
+    if not timm.is_model(name.split(".")[0]):
+        raise UserError(
+            f"timm has no model '{name}'.{nearest_name(name, [*timm.list_models(), 'small'])}",
+            exit_code=2,
+        )
+
+
+def check_weights(name: str, path: Path) -> None:
+    """Make sure that a file holds every tensor of a timm model but its classifier.
+
+    timm itself ignores what is missing when it builds an encoder, so that a wrong file would
+    train from scratch without a word.
+
+    Raises:
+        UserError: for a missing or unreadable file, absent tensors, or tensors of another shape.
+    """
+    if not path.is_file():
+        raise UserError(f"model.weights: there is no file {path}.")
+    logging.getLogger("timm").setLevel(logging.ERROR)
+    model = timm.create_model(name, pretrained=False)
+    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
+    heads = {prefix for prefix, module in model.named_modules() if module is classifier}
+    try:
+        state = timm.models.load_state_dict(str(path), use_ema=False)
+    except Exception:
+        raise UserError(
+            f"model.weights: {path} is neither a safetensors file nor a file of plain tensors."
+        ) from None
+    expected = {
+        key: tensor.shape
+        for key, tensor in model.state_dict().items()
+        if key.rpartition(".")[0] not in heads and not key.endswith("num_batches_tracked")
+    }
+    missing = [key for key in expected if key not in state]
+    if missing:
+        raise UserError(
+            f"model.weights: {path} is not for timm's '{name}': {len(missing)} of "
+            f"{len(expected)} tensors are missing, '{missing[0]}' for one."
+        )
+    for key, shape in expected.items():
+        if state[key].shape != shape:
+            raise UserError(
+                f"model.weights: {path} is not for timm's '{name}': expected '{key}' of shape "
+                f"{tuple(shape)}, got {tuple(state[key].shape)}."
+            )
+
+
+def normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the RGB values in [0, 1] that an encoder was trained with."""
+    if name == "small":
+        return IMAGENET_MEAN, IMAGENET_STD
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if config is None:
+        return IMAGENET_MEAN, IMAGENET_STD
+    return tuple(config.mean), tuple(config.std)
+
+
+def patch_size(encoder: nn.Module) -> int:
+    """Edge in pixels of a vision transformer's patches."""
+    size = encoder.model.patch_embed.patch_size  # type: ignore[union-attr]
+    return int(size[0]) if isinstance(size, tuple) else int(torch.as_tensor(size))

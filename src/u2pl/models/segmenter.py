@@ -1,0 +1,182 @@
+"""The network: encoder h, segmentation head f and representation head g."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3PlusDecoder
+from segmentation_models_pytorch.decoders.dpt.decoder import DPTDecoder
+from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
+from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from u2pl.config import ModelSettings
+from u2pl.errors import UserError
+from u2pl.models.encoders import build_encoder, normalization, patch_size
+from u2pl.models.small import conv_block
+
+STRIDE = 4
+"""Pixels a cell of the feature grid spans, for every decoder."""
+
+
+class SegmentationOutput(NamedTuple):
+    """What a :class:`Segmenter` says of B images of H x W pixels.
+
+    Attributes:
+        logits: [B, C, h, w] on the feature grid, h = ceil(H / 4), w = ceil(W / 4).
+        features: [B, D, h, w] of unit length, or None where they were not asked for.
+    """
+
+    logits: Tensor
+    features: Tensor | None
+
+
+class Segmenter(nn.Module):
+    """timm encoder, decoder, and two heads side by side on the decoder's features [P].
+
+    Takes RGB in [0, 1] of any size and normalises it itself.
+
+    Args:
+        settings: names and sizes.
+        num_classes: C, at least 2.
+        load_pretrained: False leaves the encoder's weights random whatever ``settings`` say; for
+            a network whose own weights are loaded next.
+
+    Raises:
+        UserError: see :func:`~u2pl.models.encoders.build_encoder`.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, settings: ModelSettings, num_classes: int, *, load_pretrained: bool = True
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.encoder = build_encoder(
+            settings.encoder,
+            output_stride=settings.output_stride,
+            pretrained=settings.pretrained and load_pretrained,
+            weights=settings.weights if settings.pretrained and load_pretrained else None,
+            vit=settings.decoder == "dpt",
+        )
+        self.decoder, channels, self.multiple = build_decoder(self.encoder, settings)
+        self.segmentation_head = head(
+            channels, settings.head_channels, num_classes, dropout=settings.dropout
+        )
+        self.representation_head = head(channels, settings.head_channels, settings.feature_size)
+        mean, std = normalization(settings.encoder)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor, *, with_features: bool = True) -> SegmentationOutput:
+        """Logits and unit features of images [B, 3, H, W], RGB in [0, 1], on the feature grid."""
+        height, width = images.shape[-2:]
+        pad = (-width % self.multiple, -height % self.multiple)
+        normalized = F.pad((images - self.mean) / self.std, (0, pad[0], 0, pad[1]))
+        encoded = self.encoder(normalized)
+        decoded = self.decoder(*encoded) if isinstance(encoded, tuple) else self.decoder(encoded)
+        padded = (normalized.shape[-2] // STRIDE, normalized.shape[-1] // STRIDE)
+        if decoded.shape[-2:] != padded:
+            decoded = F.interpolate(decoded, size=padded, mode="bilinear", align_corners=False)
+        grid = decoded[..., : -(-height // STRIDE), : -(-width // STRIDE)]
+        logits = self.segmentation_head(grid)
+        if not with_features:
+            return SegmentationOutput(logits, None)
+        return SegmentationOutput(logits, F.normalize(self.representation_head(grid), dim=1))
+
+
+def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring [B, C, h, w] from the feature grid to pixels, bilinear, ``align_corners=False``.
+
+    Args:
+        logits: on a grid whose cells span 4 x 4 pixels from the top left corner.
+        size: (H, W) of the images, at most 4 h and 4 w.
+
+    Returns:
+        [B, C, H, W].
+    """
+    full = F.interpolate(logits, scale_factor=STRIDE, mode="bilinear", align_corners=False)
+    return full[..., : size[0], : size[1]]
+
+
+def head(
+    in_channels: int, channels: int, out_channels: int, *, dropout: float = 0.0
+) -> nn.Sequential:
+    """Two Conv-BN-ReLU blocks and a 1x1 convolution: the shape of f and of g [P]."""
+    return nn.Sequential(
+        conv_block(in_channels, channels),
+        conv_block(channels, channels),
+        nn.Dropout2d(dropout),
+        nn.Conv2d(channels, out_channels, 1),
+    )
+
+
+def build_decoder(encoder: nn.Module, settings: ModelSettings) -> tuple[nn.Module, int, int]:
+    """Make the decoder for an encoder.
+
+    Returns:
+        The decoder, its output channels, and the number that image sides are padded to a
+        multiple of.
+
+    Raises:
+        UserError: where the two do not go together.
+    """
+    channels = list(encoder.out_channels)  # type: ignore[arg-type]
+    width, stride = settings.decoder_channels, settings.output_stride
+    if settings.decoder == "deeplabv3plus":
+        if stride == 32:
+            raise UserError("DeepLabV3+ needs model.output_stride 8 or 16, got 32.")
+        decoder: nn.Module = DeepLabV3PlusDecoder(
+            encoder_channels=channels,
+            encoder_depth=len(channels) - 1,
+            out_channels=width,
+            atrous_rates=settings.atrous_rates,
+            output_stride=stride,
+            aspp_separable=True,
+            aspp_dropout=0.1,
+        )
+        return decoder, width, stride
+    if settings.decoder == "dpt":
+        patch = patch_size(encoder)
+        if patch != 16:
+            raise UserError(
+                f"The DPT decoder takes vision transformers with patches of 16 pixels, "
+                f"'{settings.encoder}' has {patch}."
+            )
+        readout = "cat" if encoder.has_prefix_tokens else "ignore"
+        decoder = DPTDecoder(
+            encoder_out_channels=channels,
+            encoder_output_strides=encoder.output_strides,
+            encoder_has_prefix_tokens=encoder.has_prefix_tokens,
+            readout=readout,
+            intermediate_channels=[width] * len(channels),
+            fusion_channels=width,
+        )
+        return decoder, width, 2 * patch
+    if settings.encoder == "small" or stride != 32:
+        raise UserError(
+            f"The {settings.decoder} decoder needs five encoder stages and model.output_stride=32; "
+            "use deeplabv3plus with the 'small' encoder or another stride."
+        )
+    if settings.decoder == "fpn":
+        decoder = FPNDecoder(
+            encoder_channels=channels,
+            encoder_depth=len(channels) - 1,
+            pyramid_channels=width,
+            segmentation_channels=width,
+            dropout=0.1,
+        )
+        return decoder, width, 32
+    return (
+        SegformerDecoder(
+            encoder_channels=channels,
+            encoder_depth=len(channels) - 1,
+            segmentation_channels=width,
+        ),
+        width,
+        32,
+    )

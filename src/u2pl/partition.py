@@ -1,0 +1,140 @@
+"""Eq. 5-8: which pixels of an unlabelled image the teacher may label, and how that share moves.
+
+Everything here is a pure function of tensors. B images, C classes, H W pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def prediction_entropy(probs: Tensor) -> Tensor:
+    """Entropy of each pixel's class distribution, Eq. 5 [P]: ``H = -Σ_c p(c) log p(c)``.
+
+    Args:
+        probs: [B, C, H, W], in [0, 1], summing to 1 over the classes. A 0 contributes 0.
+
+    Returns:
+        [B, H, W] in nats, from 0 (certain) to log C (all classes alike).
+
+    >>> prediction_entropy(torch.tensor([0.5, 0.5]).view(1, 2, 1, 1)).item()  # log 2
+    0.693147...
+    """
+    # sum of -p log p can round to just below 0 for a certain pixel
+    return torch.special.entr(probs).sum(dim=1).clamp_min(0)
+
+
+def unreliable_fraction(step: int, total_steps: int, *, initial: float = 0.2) -> float:
+    """Share of pixels held unreliable at a step, Eq. 7 [P]: ``α_t = α_0 (1 - t / T)``.
+
+    Args:
+        step: t, counted from 0; past ``total_steps`` the share stays 0.
+        total_steps: T, at least 1.
+        initial: α_0 in [0, 1).
+
+    Returns:
+        α_t in [0, α_0], a fraction.
+
+    Raises:
+        ValueError: for a negative step, no steps at all, or a share outside [0, 1).
+
+    >>> unreliable_fraction(50, 100)
+    0.1
+    """
+    if total_steps < 1 or step < 0:
+        raise ValueError(f"Expected step >= 0 and total_steps >= 1, got {step} and {total_steps}.")
+    if not 0 <= initial < 1:
+        raise ValueError(f"Expected initial in [0, 1), got {initial}.")
+    return initial * max(0.0, 1 - step / total_steps)
+
+
+def entropy_threshold(entropy: Tensor, valid: Tensor, *, unreliable_fraction: float) -> Tensor:
+    """γ_t of Eq. 6 [P]: the ``1 - α_t`` quantile of the entropy over the batch's valid pixels.
+
+    Linear interpolation between neighbours, as ``torch.quantile`` has it, but for any number of
+    pixels and without waiting for the device.
+
+    Args:
+        entropy: [B, H, W], nats.
+        valid: [B, H, W] bool; padding and erased pixels are False and do not count.
+        unreliable_fraction: α_t in [0, 1).
+
+    Returns:
+        A scalar in nats; +inf where no pixel is valid, so that nothing counts as unreliable.
+
+    >>> H = torch.tensor([[[0.0, 1.0, 2.0, 3.0, 9.0]]])
+    >>> entropy_threshold(H, H < 9, unreliable_fraction=0.5)
+    tensor(1.5000)
+    """
+    # float32 whatever comes in: neighbours of a large batch differ by less than bf16 can say
+    infinity = torch.full((), torch.inf, device=entropy.device)
+    ordered = torch.where(valid, entropy.float(), infinity).flatten().sort().values
+    num_valid = valid.sum()
+    # float64: a float32 position is off by whole pixels from 16 M pixels on
+    position = (num_valid - 1).clamp_min(0).double() * (1 - unreliable_fraction)
+    low = position.floor().long()
+    high = torch.minimum(low + 1, (num_valid - 1).clamp_min(0))
+    below, above = ordered[low], ordered[high]
+    interpolated = torch.lerp(below, above, (position - low).float())
+    return torch.where(num_valid > 0, interpolated, infinity)
+
+
+def unreliable_mask(entropy: Tensor, threshold: Tensor, valid: Tensor) -> Tensor:
+    """Pixels the teacher is not sure of: ``H > γ_t`` on valid pixels, as Eq. 15 has it [P].
+
+    A pixel exactly at the threshold is reliable: with equal entropies everywhere no pixel is
+    dropped.
+
+    Args:
+        entropy: [B, H, W], nats.
+        threshold: scalar, γ_t.
+        valid: [B, H, W] bool.
+
+    Returns:
+        [B, H, W] bool.
+    """
+    return (entropy > threshold) & valid
+
+
+def pseudo_labels(
+    predictions: Tensor, entropy: Tensor, threshold: Tensor, valid: Tensor, *, ignore_index: int
+) -> Tensor:
+    """Eq. 6 [P]: the likeliest class where the teacher is sure, the ignore index elsewhere.
+
+    Args:
+        predictions: [B, H, W] int64, argmax over the classes of the teacher's probabilities.
+        entropy: [B, H, W], nats.
+        threshold: scalar, γ_t; a pixel at the threshold is kept.
+        valid: [B, H, W] bool.
+        ignore_index: what a pixel without a label carries.
+
+    Returns:
+        [B, H, W] int64.
+    """
+    reliable = valid & ~unreliable_mask(entropy, threshold, valid)
+    return torch.where(reliable, predictions, torch.full_like(predictions, ignore_index))
+
+
+def restrict_to_tags(probs: Tensor, possible_classes: Tensor) -> Tensor:
+    """Give absent classes no probability and rescale the rest to sum to 1 [R].
+
+    Args:
+        probs: [B, C, H, W], summing to 1 over the classes.
+        possible_classes: [B, C] bool, the image's tags. All True returns ``probs`` unchanged;
+            so does a row without any True, which says nothing.
+
+    Returns:
+        [B, C, H, W]. Where all probability lay on absent classes, the possible ones share it
+        evenly.
+    """
+    informative = possible_classes.any(dim=1, keepdim=True) & ~possible_classes.all(
+        dim=1, keepdim=True
+    )
+    possible = possible_classes[:, :, None, None]
+    kept = torch.where(possible, probs, torch.zeros_like(probs))
+    total = kept.sum(dim=1, keepdim=True)
+    even = possible / possible.sum(dim=1, keepdim=True).clamp_min(1)
+    tiny = torch.finfo(probs.dtype).tiny
+    rescaled = torch.where(total > tiny, kept / total.clamp_min(tiny), even.to(probs.dtype))
+    return torch.where(informative[:, :, None, None], rescaled, probs)

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from reference.cases import Case, on_random_cases
+from u2pl.contrast import sample_with_replacement, sample_without_replacement
+
+
+def flat_mask(case: Case) -> torch.Tensor:
+    """[C, B·h·w] bool; the last row is empty."""
+    return case.class_mask().transpose(0, 1).flatten(1)
+
+
+@on_random_cases
+def test_draws_with_replacement_are_members(case: Case) -> None:
+    mask = flat_mask(case)
+    index, filled = sample_with_replacement(mask, 50, generator=case.generator())
+    assert index.shape == (case.num_classes, 50)
+    assert index.dtype == torch.int64
+    assert torch.equal(filled, mask.any(dim=1))
+    assert mask.gather(1, index)[filled].all()
+
+
+def test_empty_row_gives_positions_that_can_be_read() -> None:
+    mask = torch.zeros(2, 3, dtype=torch.bool)
+    index, filled = sample_with_replacement(mask, 4)
+    assert not filled.any()
+    assert ((index >= 0) & (index < 3)).all()
+    index, chosen = sample_without_replacement(mask, 4)
+    assert not chosen.any()
+    assert ((index >= 0) & (index < 3)).all()
+
+
+def test_draws_with_replacement_are_uniform_over_the_members() -> None:
+    mask = torch.zeros(2, 40, dtype=torch.bool)
+    mask[0, [0, 7, 39]] = True
+    mask[1, 20:25] = True
+    generator = torch.Generator().manual_seed(0)
+    index, _ = sample_with_replacement(mask, 30_000, generator=generator)
+    for row in range(2):
+        counts = index[row].bincount(minlength=40).float()
+        expected = mask[row] * 30_000 / mask[row].sum()
+        # five standard deviations of a binomial count
+        assert (counts - expected).abs().max() < 5 * expected.max().sqrt()
+
+
+def test_row_of_one_member_is_drawn_again_and_again() -> None:
+    mask = torch.arange(5).unsqueeze(0) == 4
+    index, filled = sample_with_replacement(mask, 6)
+    assert index.tolist() == [[4] * 6]
+    assert filled.all()
+
+
+@pytest.mark.parametrize("num_samples", [1, 5, 1000])
+@on_random_cases
+def test_draws_without_replacement_are_distinct_members(case: Case, num_samples: int) -> None:
+    mask = flat_mask(case)
+    index, chosen = sample_without_replacement(mask, num_samples, generator=case.generator())
+    size = min(num_samples, mask.shape[1])
+    assert index.shape == chosen.shape == (case.num_classes, size)
+    for row in range(case.num_classes):
+        num_members = int(mask[row].sum())
+        drawn = index[row][chosen[row]].tolist()
+        assert chosen[row].tolist() == [n < min(num_members, size) for n in range(size)]
+        assert len(set(drawn)) == len(drawn)
+        assert mask[row][drawn].all()
+
+
+@on_random_cases
+def test_all_members_come_where_there_are_no_more(case: Case) -> None:
+    mask = flat_mask(case)
+    index, chosen = sample_without_replacement(mask, mask.shape[1], generator=case.generator())
+    for row in range(case.num_classes):
+        drawn = index[row][chosen[row]].sort().values
+        assert torch.equal(drawn, mask[row].nonzero().flatten())
+
+
+def test_each_member_is_as_likely_and_so_is_each_place() -> None:
+    mask = torch.tensor([[True, False, True, True, False, True]])
+    generator = torch.Generator().manual_seed(0)
+    draws = [sample_without_replacement(mask, 2, generator=generator)[0] for _ in range(4000)]
+    for place in torch.cat(draws).T:
+        counts = place.bincount(minlength=6).float()
+        assert counts[~mask[0]].sum() == 0
+        assert (counts[mask[0]] - 1000).abs().max() < 150  # five standard deviations of 27
+
+
+@pytest.mark.parametrize("sample", [sample_with_replacement, sample_without_replacement])
+def test_same_generator_gives_the_same_draw(
+    sample: type(sample_with_replacement),  # type: ignore[valid-type]
+) -> None:
+    case = Case(7, 4, 3)
+    first = sample(flat_mask(case), 9, generator=case.generator())
+    again = sample(flat_mask(case), 9, generator=case.generator())
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("sample", [sample_with_replacement, sample_without_replacement])
+def test_mask_may_be_any_view(sample: type(sample_with_replacement)) -> None:  # type: ignore[valid-type]
+    case = Case(3, 4, 0)
+    strided = flat_mask(case).T.contiguous().T
+    actual = sample(strided, 9, generator=case.generator())
+    expected = sample(flat_mask(case), 9, generator=case.generator())
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))

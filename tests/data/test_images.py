@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from u2pl.data.images import (
+    FileError,
+    colorize,
+    entropy_picture,
+    image_size,
+    overlay,
+    read_image,
+    read_mask,
+    write_image,
+    write_mask,
+)
+from u2pl.errors import UserError
+
+COLORS = ((10, 20, 30), (40, 50, 60), (70, 80, 90))
+
+
+def _save(path: Path, array: Any, **options: Any) -> Path:
+    Image.fromarray(np.asarray(array, np.uint8)).save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK", "RGB"])
+def test_every_pillow_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    source = Image.new("RGB", (6, 4), (255, 255, 255))
+    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
+    source.convert(mode).save(path)
+    image = read_image(path)
+    assert image.shape == (4, 6, 3)
+    assert image.dtype == np.uint8
+    assert (image == 255).all()
+
+
+def test_transparency_of_a_palette_is_dropped(tmp_path: Path) -> None:
+    source = Image.new("P", (3, 2), 1)
+    source.putpalette([0, 0, 0, 9, 8, 7])
+    source.save(tmp_path / "image.png", transparency=b"\x00\x80")
+    assert (read_image(tmp_path / "image.png") == (9, 8, 7)).all()
+
+
+def test_sixteen_bits_are_scaled_to_eight(tmp_path: Path) -> None:
+    values = np.array([[0, 257, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    assert read_image(tmp_path / "deep.png")[0, :, 0].tolist() == [0, 1, 255]
+
+
+def test_floating_point_image_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "deep.tif")
+    with pytest.raises(UserError, match="floating-point"):
+        read_image(tmp_path / "deep.tif")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_exif_orientation_turns_image_and_size_alike(
+    tmp_path: Path, suffix: str, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = _save(tmp_path / f"image.{suffix}", np.zeros((4, 10, 3)), exif=exif)
+    assert image_size(path) == ((10, 4) if orientation == 6 else (4, 10))
+    assert read_image(path).shape[:2] == image_size(path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_truncated_image_is_named(tmp_path: Path, suffix: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3))
+    path = _save(tmp_path / f"cut.{suffix}", noise)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match=rf"cut\.{suffix}: the file cannot be decoded"):
+        read_image(path)
+
+
+def test_file_that_is_no_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("hello")
+    for read in (read_image, image_size):
+        with pytest.raises(UserError, match=r"text\.png: the file is not an image"):
+            read(tmp_path / "text.png")
+    with pytest.raises(UserError, match=r"none\.png: the file does not exist"):
+        read_image(tmp_path / "none.png")
+
+
+def test_grey_and_palette_masks_read_as_their_values(tmp_path: Path) -> None:
+    ids = np.array([[0, 1, 2, 255]], np.uint8)
+    grey = _save(tmp_path / "grey.png", ids)
+    palette = Image.fromarray(ids)
+    palette.putpalette(list(range(256)) * 3)
+    palette.save(tmp_path / "palette.png")
+    for path in (grey, tmp_path / "palette.png"):
+        mask = read_mask(path, num_classes=3)
+        assert mask.dtype == np.int64
+        assert mask.tolist() == ids.tolist()
+
+
+def test_one_bit_and_sixteen_bit_masks_read_as_their_values(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[False, True]])).save(tmp_path / "bit.png")
+    Image.fromarray(np.array([[0, 299, 65535]], np.uint16)).save(tmp_path / "deep.png")
+    assert read_mask(tmp_path / "bit.png", num_classes=2).tolist() == [[0, 1]]
+    deep = read_mask(tmp_path / "deep.png", num_classes=300, ignore_index=65535)
+    assert deep.tolist() == [[0, 299, 65535]]
+
+
+def test_unknown_ids_are_listed(tmp_path: Path) -> None:
+    path = _save(tmp_path / "mask.png", [[0, 3, 7, 255]])
+    with pytest.raises(UserError, match=r"ids 0 to 2 or 255 \(ignore\), got 3, 7; name the"):
+        read_mask(path, num_classes=3)
+
+
+def test_rgb_file_under_index_says_what_to_set(tmp_path: Path) -> None:
+    path = _save(tmp_path / "mask.png", np.zeros((2, 2, 3)))
+    with pytest.raises(UserError, match="set mask_format: rgb"):
+        read_mask(path, num_classes=3)
+
+
+def test_grey_with_alpha_is_refused_as_index_mask(tmp_path: Path) -> None:
+    Image.new("LA", (2, 2)).save(tmp_path / "mask.png")
+    with pytest.raises(UserError, match="Pillow mode LA"):
+        read_mask(tmp_path / "mask.png", num_classes=3)
+
+
+def test_rgb_masks_read_by_color(tmp_path: Path) -> None:
+    path = _save(tmp_path / "mask.png", [[COLORS[2], COLORS[0], (0, 0, 0), COLORS[1]]])
+    mask = read_mask(path, num_classes=3, mask_format="rgb", colors=COLORS, ignore_color=(0, 0, 0))
+    assert mask.tolist() == [[2, 0, 255, 1]]
+    with pytest.raises(UserError, match=r"no class has the color \(0, 0, 0\)"):
+        read_mask(path, num_classes=3, mask_format="rgb", colors=COLORS)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_binary_masks_read_0_1_and_255(tmp_path: Path, channels: int) -> None:
+    values = np.array([[0, 1, 255]])
+    array = values if channels == 1 else np.repeat(values[..., None], 3, axis=2)
+    path = _save(tmp_path / "mask.png", array)
+    assert read_mask(path, num_classes=2, mask_format="binary").tolist() == [[0, 1, 1]]
+
+
+def test_binary_mask_with_other_values_is_refused(tmp_path: Path) -> None:
+    path = _save(tmp_path / "mask.png", [[0, 128, 255]])
+    with pytest.raises(UserError, match="expected 0 and 255 in a binary mask, got 128"):
+        read_mask(path, num_classes=2, mask_format="binary")
+
+
+def test_written_mask_reads_back_and_shows_its_colors(tmp_path: Path) -> None:
+    mask = np.array([[0, 1], [2, 255]])
+    path = tmp_path / "deep" / "folder" / "mask.png"
+    write_mask(path, mask, colors=COLORS)
+    assert read_mask(path, num_classes=3).tolist() == mask.tolist()
+    shown = [[COLORS[0], COLORS[1]], [COLORS[2], (255, 255, 255)]]
+    assert read_image(path).tolist() == np.array(shown).tolist()
+    assert [file.name for file in path.parent.iterdir()] == ["mask.png"]
+
+
+def test_written_mask_keeps_ids_above_255(tmp_path: Path) -> None:
+    mask = np.array([[0, 299]])
+    write_mask(tmp_path / "mask.png", mask, colors=((0, 0, 0),) * 300)
+    assert read_mask(tmp_path / "mask.png", num_classes=300, ignore_index=999).tolist() == [
+        [0, 299]
+    ]
+
+
+def test_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Image.Image, path: Path, format: str) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_image(tmp_path / "image.png", np.zeros((2, 2, 3), np.uint8))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_overlay_blends_classes_and_leaves_ignore() -> None:
+    image = np.full((1, 3, 3), 100, np.uint8)
+    mask = np.array([[0, 255, -1]])
+    result = overlay(image, mask, [(200, 0, 100)], alpha=0.5)
+    assert result.dtype == np.uint8
+    assert result.tolist() == [[[150, 50, 100], [100, 100, 100], [100, 100, 100]]]
+    opaque = overlay(image, mask * 0, COLORS, alpha=1.0)
+    assert (opaque == colorize(mask * 0, COLORS)).all()
+
+
+def test_entropy_picture_has_a_fixed_range() -> None:
+    entropy = np.array([[0.0, math.log(4), 99.0, 0.5 * math.log(4)]], np.float32)
+    picture = entropy_picture(entropy, 4)
+    assert picture.shape == (1, 4, 3)
+    assert picture[0, 0].max() < 10  # magma begins at black
+    assert (picture[0, 1] == picture[0, 2]).all()
+    assert (entropy_picture(entropy[:, :1], 2)[0, 0] == picture[0, 0]).all()
+    assert picture[0, 3].sum() < picture[0, 1].sum()
+
+
+def test_file_error_survives_pickling() -> None:
+    error = pickle.loads(pickle.dumps(FileError(Path("a.png"), "it is torn", "mend it")))
+    assert str(error) == "a.png: it is torn; mend it."
+    assert error.remedy == "mend it"

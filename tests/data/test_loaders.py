@@ -1,0 +1,330 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor
+
+from factories import write_dataset
+from u2pl.config import DataSettings
+from u2pl.data.batch import Batch
+from u2pl.data.loaders import (
+    LabeledStream,
+    UnlabeledStream,
+    default_workers,
+    derive_seed,
+    evaluation_batches,
+    training_batches,
+)
+from u2pl.data.sources import Dataset, load_dataset
+from u2pl.errors import UserError
+
+
+def _settings(**changes: Any) -> DataSettings:
+    values: dict[str, Any] = {
+        "crop": (24, 32),
+        "batch_labeled": 2,
+        "batch_unlabeled": 3,
+        "num_workers": 0,
+    }
+    return DataSettings(**values | changes)
+
+
+def _batches(
+    dataset: Dataset,
+    start: int,
+    stop: int,
+    *,
+    seed: int = 0,
+    with_unlabeled: bool = True,
+    **changes: Any,
+) -> list[Batch]:
+    batches = training_batches(
+        dataset,
+        _settings(**changes),
+        seed=seed,
+        start_step=start,
+        stop_step=stop,
+        with_unlabeled=with_unlabeled,
+    )
+    return list(batches)
+
+
+def _tensors(batch: Batch) -> list[Tensor]:
+    assert batch.unlabeled is not None
+    unlabeled = batch.unlabeled
+    return [
+        batch.labeled.images,
+        batch.labeled.labels,
+        unlabeled.weak,
+        *unlabeled.strong,
+        unlabeled.valid,
+        unlabeled.possible_classes,
+    ]
+
+
+def _are_equal(first: list[Batch], second: list[Batch]) -> bool:
+    return len(first) == len(second) and all(
+        torch.equal(a, b)
+        for one, other in zip(first, second, strict=True)
+        for a, b in zip(_tensors(one), _tensors(other), strict=True)
+    )
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    return load_dataset(write_dataset(tmp_path))
+
+
+def test_seeds_depend_on_every_part() -> None:
+    seeds = [derive_seed(0, "a", 1), derive_seed(1, "a", 0), derive_seed(0, "a1"), derive_seed(0)]
+    seeds += [derive_seed("0", "a", 1), derive_seed(0, "a", 1, "")]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert derive_seed(0, "a", 1) == 8031848512307723215  # the same on every machine
+
+
+def test_shapes_and_types_are_those_of_a_batch(dataset: Dataset) -> None:
+    (batch,) = _batches(dataset, 0, 1)
+    images, labels, weak, strong, valid, possible = _tensors(batch)
+    assert images.shape == (2, 3, 24, 32)
+    assert labels.shape == (2, 24, 32)
+    assert weak.shape == strong.shape == (3, 3, 24, 32)
+    assert valid.shape == (3, 24, 32)
+    assert possible.shape == (3, 3)
+    assert images.dtype == weak.dtype == strong.dtype == torch.float32
+    assert labels.dtype == torch.int64
+    assert valid.dtype == possible.dtype == torch.bool
+    assert possible.all()
+    assert not torch.equal(weak, strong)
+
+
+def test_workers_do_not_change_the_batches(dataset: Dataset) -> None:
+    assert _are_equal(_batches(dataset, 0, 5), _batches(dataset, 0, 5, num_workers=2))
+
+
+def test_resumed_run_goes_on_as_if_it_had_never_stopped(dataset: Dataset) -> None:
+    assert _are_equal(_batches(dataset, 0, 6)[4:], _batches(dataset, 4, 6))
+    assert _batches(dataset, 4, 4) == []
+
+
+def test_seed_and_step_change_the_batches(dataset: Dataset) -> None:
+    first, second = _batches(dataset, 0, 2)
+    (other,) = _batches(dataset, 0, 1, seed=1)
+    for a, b, c in zip(_tensors(first), _tensors(second), _tensors(other), strict=True):
+        if a.dtype == torch.float32:
+            assert not torch.equal(a, b)
+            assert not torch.equal(a, c)
+
+
+def test_draws_do_not_touch_the_global_generator(dataset: Dataset) -> None:
+    state = torch.random.get_rng_state()
+    _batches(dataset, 0, 2)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_each_sample_is_drawn_once_an_epoch_in_a_new_order(dataset: Dataset) -> None:
+    stream = UnlabeledStream(dataset, _settings(), seed=0)
+    epochs = [[stream.sample(n).name for n in range(6 * e, 6 * e + 6)] for e in range(4)]
+    assert all(sorted(epoch) == [f"unlabeled_{i}" for i in range(6)] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+    assert stream.sample(0).name == epochs[0][0]
+
+
+def test_the_shorter_list_repeats_beside_the_longer_one(dataset: Dataset) -> None:
+    labeled = LabeledStream(dataset, _settings(), seed=0)
+    drawn = Counter(labeled.sample(n).name for n in range(12))
+    assert set(drawn.values()) == {3}
+    assert len(_batches(dataset, 0, 7)) == 7  # 14 labelled and 21 unlabelled draws
+
+
+def test_one_sample_gives_another_crop_in_each_draw(tmp_path: Path) -> None:
+    dataset = load_dataset(write_dataset(tmp_path, num_labeled=1))
+    stream = LabeledStream(dataset, _settings(), seed=0)
+    assert not torch.equal(stream[0]["image"], stream[1]["image"])
+    assert torch.equal(stream[0]["image"], stream[0]["image"])
+
+
+def test_streams_do_not_share_their_draws(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path, num_labeled=20)
+    tree = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(tree | {"unlabeled": {"images": "images"}}))
+    dataset = load_dataset(path)
+    labeled = LabeledStream(dataset, _settings(), seed=0)
+    unlabeled = UnlabeledStream(dataset, _settings(), seed=0)
+    assert [labeled.sample(n).name for n in range(20)] != [
+        unlabeled.sample(n).name for n in range(20)
+    ]
+
+
+def test_batches_of_one_work(dataset: Dataset) -> None:
+    (batch,) = _batches(dataset, 0, 1, batch_labeled=1, batch_unlabeled=1)
+    assert all(len(tensor) == 1 for tensor in _tensors(batch))
+
+
+def test_padding_is_ignored_in_labels_and_invalid_in_unlabeled(dataset: Dataset) -> None:
+    (batch,) = _batches(dataset, 0, 1, crop=(64, 64), scale=(1, 1), flip=False)
+    _, labels, _, _, valid, _ = _tensors(batch)
+    inside = torch.zeros(64, 64, dtype=torch.bool)
+    inside[:40, :56] = True
+    assert (labels[:, ~inside] == 255).all()
+    assert (labels[:, inside] < 3).all()
+    assert torch.equal(valid, inside.expand(3, -1, -1))
+
+
+def test_strong_views_are_drawn_apart_and_keep_the_geometry(dataset: Dataset) -> None:
+    (batch,) = training_batches(
+        dataset,
+        _settings(jitter_probability=1.0, grayscale_probability=0, blur_probability=0),
+        seed=0,
+        start_step=0,
+        stop_step=1,
+        with_unlabeled=True,
+        num_strong=2,
+    )
+    assert batch.unlabeled is not None
+    first, second = batch.unlabeled.strong
+    assert not torch.equal(first, second)
+    plain = _batches(dataset, 0, 1, jitter=0, grayscale_probability=0, blur_probability=0)
+    assert plain[0].unlabeled is not None
+    assert torch.equal(plain[0].unlabeled.strong[0], plain[0].unlabeled.weak)
+    assert torch.equal(plain[0].unlabeled.weak, batch.unlabeled.weak)
+
+
+def test_tags_become_possible_classes(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path, tags=True)
+    (tmp_path / "tags.csv").write_text("image,classes\nunlabeled_0,tree;ground\n")
+    stream = UnlabeledStream(load_dataset(path), _settings(), seed=0)
+    for n in range(6):
+        is_tagged = stream.sample(n).name == "unlabeled_0"
+        expected = [True, not is_tagged, True]
+        assert stream[n]["possible_classes"].tolist() == expected
+
+
+def test_without_unlabeled_no_unlabeled_file_is_read(dataset: Dataset) -> None:
+    for sample in dataset.unlabeled:
+        sample.image.unlink()
+    assert [b.unlabeled for b in _batches(dataset, 0, 2, with_unlabeled=False)] == [None, None]
+
+
+def test_unlabeled_masks_are_never_opened(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path)
+    tree = yaml.safe_load(path.read_text())
+    tree["unlabeled"]["masks"] = "nowhere"
+    path.write_text(yaml.safe_dump(tree))
+    assert len(_batches(load_dataset(path), 0, 2)) == 2
+
+
+def test_no_image_to_train_on_is_refused(tmp_path: Path) -> None:
+    dataset = load_dataset(write_dataset(tmp_path, num_unlabeled=0))
+    with pytest.raises(UserError, match="expected images to train on"):
+        _batches(dataset, 0, 1)
+    assert len(_batches(dataset, 0, 1, with_unlabeled=False)) == 1
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_broken_file_is_one_sentence_whichever_process_read_it(
+    dataset: Dataset, num_workers: int
+) -> None:
+    dataset.labeled[2].image.write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"labeled_2\.png: the file is not an image") as error:
+        _batches(dataset, 0, 4, num_workers=num_workers)
+    assert "\n" not in str(error.value)
+    assert multiprocessing.active_children() == []
+
+
+def test_mask_of_another_size_is_refused(dataset: Dataset) -> None:
+    for sample in (*dataset.labeled, *dataset.val):
+        assert sample.mask is not None
+        Image.fromarray(np.zeros((40, 50), np.uint8)).save(sample.mask)
+    with pytest.raises(UserError, match="its mask 50 x 40"):
+        _batches(dataset, 0, 1)
+    with pytest.raises(UserError, match="its mask 50 x 40"):
+        list(evaluation_batches(dataset.val, dataset, _settings(), batch_size=2))
+
+
+def test_closing_early_ends_the_workers(dataset: Dataset) -> None:
+    batches = training_batches(
+        dataset,
+        _settings(num_workers=2),
+        seed=0,
+        start_step=0,
+        stop_step=1000,
+        with_unlabeled=True,
+    )
+    next(batches)
+    assert len(multiprocessing.active_children()) == 2
+    batches.close()
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no process groups to signal")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_leave_signals_to_the_main_process(dataset: Dataset, number: int) -> None:
+    batches = training_batches(
+        dataset,
+        _settings(num_workers=2),
+        seed=0,
+        start_step=0,
+        stop_step=20,
+        with_unlabeled=True,
+    )
+    first = [next(batches) for _ in range(4)]  # so that both workers have begun
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid or 0, number)
+    assert _are_equal(first + list(batches), _batches(dataset, 0, 20))
+    assert multiprocessing.active_children() == []
+
+
+def test_default_workers_leave_a_core_for_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+    for cores in (None, 1, 2, 4, 6, 64):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        counts.append(default_workers())
+    assert counts == [0, 0, 1, 2, 5, 8]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_keeps_order_and_groups_equal_sizes(tmp_path: Path, workers: int) -> None:
+    path = write_dataset(tmp_path, num_val=5)
+    for folder, shape in (("images", (20, 28, 3)), ("masks", (20, 28))):
+        file = tmp_path / "val" / folder / "val_3.png"
+        Image.fromarray(np.ones(shape, np.uint8)).save(file)
+    dataset = load_dataset(path)
+    batches = list(
+        evaluation_batches(dataset.val, dataset, _settings(), batch_size=2, workers=workers)
+    )
+    assert [len(batch.samples) for batch in batches] == [2, 1, 1, 1]
+    assert [s for batch in batches for s in batch.samples] == list(dataset.val)
+    assert [size for batch in batches for size in batch.sizes] == [
+        (40, 56), (40, 56), (40, 56), (20, 28), (40, 56)
+    ]  # fmt: skip
+    assert batches[2].images.shape == (1, 3, 20, 28)
+
+
+def test_evaluation_masks_stay_at_their_own_size(dataset: Dataset) -> None:
+    ((images, masks, samples, sizes),) = evaluation_batches(
+        dataset.val, dataset, _settings(resize=20), batch_size=8
+    )
+    assert images.shape == (3, 3, 20, 28)
+    assert masks is not None
+    for mask, sample, size in zip(masks, samples, sizes, strict=True):
+        assert sample.mask is not None
+        assert mask.shape == size == (40, 56)
+        assert np.array_equal(mask.numpy(), dataset.read_mask(sample.mask))
+
+
+def test_images_without_masks_are_read_too(dataset: Dataset) -> None:
+    batches = list(evaluation_batches(dataset.unlabeled, dataset, _settings(), batch_size=4))
+    assert [len(batch.samples) for batch in batches] == [4, 2]
+    assert all(batch.masks is None for batch in batches)
+    assert list(evaluation_batches((), dataset, _settings(), batch_size=4)) == []

@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from u2pl.data.transforms import eval_image, geometry, photometric, resized_size
+
+IGNORE = 255
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _image(height: int, width: int) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def _geometry(
+    image: npt.NDArray[np.uint8], mask: npt.NDArray[np.int64] | None, seed: int = 0, **changes: Any
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    settings: dict[str, Any] = {
+        "crop": (16, 24),
+        "scale": (1.0, 1.0),
+        "flip": False,
+        "resize": None,
+        "ignore_index": IGNORE,
+    }
+    return geometry(image, mask, **settings | changes, generator=_generator(seed))
+
+
+def _photometric(image: Tensor, seed: int = 0, **changes: Any) -> Tensor:
+    settings = {
+        "jitter": 0.0,
+        "jitter_probability": 0.0,
+        "grayscale_probability": 0.0,
+        "blur_probability": 0.0,
+    }
+    return photometric(image, **settings | changes, generator=_generator(seed))
+
+
+def _coded(height: int, width: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Return an image that spells each pixel's label in red, and the labels."""
+    labels = np.random.default_rng(1).integers(0, 9, (height, width))
+    image = np.zeros((height, width, 3), np.uint8)
+    image[..., 0] = labels * 20
+    return image, labels
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("size", [(40, 50), (10, 50), (40, 12), (9, 11)])
+def test_image_mask_and_valid_move_together(size: tuple[int, int], seed: int) -> None:
+    image, labels = _coded(*size)
+    crop, mask, valid = _geometry(image, labels, seed, flip=True)
+    assert crop.shape == (3, 16, 24)
+    assert crop.dtype == torch.float32
+    assert crop.is_contiguous()
+    assert mask is not None
+    assert mask.dtype == torch.int64
+    assert valid.sum() == min(size[0], 16) * min(size[1], 24)
+    spelled = (crop[0] * 255 / 20).round().long()
+    assert torch.equal(spelled[valid], mask[valid])
+    assert (mask[~valid] == IGNORE).all()
+    assert (crop[:, ~valid] == 0).all()
+
+
+def test_flip_mirrors_half_of_the_draws() -> None:
+    image, labels = _coded(16, 24)
+    flipped = 0
+    for seed in range(40):
+        mask = _geometry(image, labels, seed, flip=True)[1]
+        assert mask is not None
+        is_flipped = torch.equal(mask, torch.from_numpy(labels).flip(1))
+        assert is_flipped or torch.equal(mask, torch.from_numpy(labels))
+        flipped += is_flipped
+    assert 10 < flipped < 30
+
+
+def test_padding_is_right_and_below() -> None:
+    _, _, valid = _geometry(_image(10, 12), None)
+    expected = torch.zeros(16, 24, dtype=torch.bool)
+    expected[:10, :12] = True
+    assert torch.equal(valid, expected)
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.77, 1.6])
+def test_window_equals_a_crop_of_the_whole_resized_image(factor: float) -> None:
+    image = _image(60, 80)
+    h, w = round(60 * factor), round(80 * factor)
+    whole = np.array(Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR))
+    crop, _, _ = _geometry(image, None, seed=3, scale=(factor, factor))
+    windows = torch.from_numpy(whole).permute(2, 0, 1).float().div(255)
+    windows = windows.unfold(1, 16, 1).unfold(2, 24, 1)  # [3, rows, columns, 16, 24]
+    distance = (windows - crop[:, None, None]).abs().amax((0, 3, 4))
+    assert distance.min() < 1.5 / 255
+
+
+def test_mask_is_resampled_at_pixel_centres() -> None:
+    labels = np.array([[0, 1], [2, 3]])
+    _, mask, _ = _geometry(np.zeros((2, 2, 3), np.uint8), labels, crop=(8, 8), scale=(4.0, 4.0))
+    assert mask is not None
+    assert mask.tolist() == labels.repeat(4, 0).repeat(4, 1).tolist()
+
+
+def test_resize_and_scale_multiply() -> None:
+    settings: dict[str, Any] = {"crop": (64, 64), "scale": (0.5, 0.5)}
+    _, _, valid = _geometry(_image(60, 90), None, resize=40, **settings)
+    assert valid.sum() == 20 * 30
+
+
+def test_scale_stays_in_its_range_and_crops_differ() -> None:
+    shapes, crops = set(), []
+    for seed in range(30):
+        crop, _, valid = _geometry(_image(20, 20), None, seed, crop=(64, 64), scale=(0.5, 2.0))
+        shapes.add(int(valid[:, 0].sum()))
+        crops.append(crop)
+    assert min(shapes) >= 10
+    assert max(shapes) <= 40
+    assert len(shapes) > 10
+
+
+def test_geometry_follows_its_generator_alone() -> None:
+    image = _image(60, 60)
+    torch.manual_seed(0)
+    first = _geometry(image, None, seed=5, scale=(0.5, 2.0), flip=True)[0]
+    torch.manual_seed(1)
+    assert torch.equal(first, _geometry(image, None, seed=5, scale=(0.5, 2.0), flip=True)[0])
+    assert not torch.equal(first, _geometry(image, None, seed=6, scale=(0.5, 2.0), flip=True)[0])
+
+
+def test_one_pixel_image_survives() -> None:
+    crop, mask, valid = _geometry(_image(1, 1), np.zeros((1, 1), np.int64), scale=(0.5, 0.5))
+    assert valid.sum() == 1
+    assert mask is not None
+    assert (mask == 0).sum() == 1
+    assert torch.isfinite(crop).all()
+
+
+def test_photometric_at_zero_is_the_identity() -> None:
+    image = torch.rand(3, 12, 14, generator=_generator())
+    assert torch.equal(_photometric(image), image)
+    assert torch.equal(_photometric(image, jitter_probability=1.0), image)
+
+
+@pytest.mark.parametrize("jitter", [0.3, 3.0])
+def test_photometric_keeps_shape_range_and_input(jitter: float) -> None:
+    image = torch.rand(3, 12, 14, generator=_generator())
+    before = image.clone()
+    views = [
+        _photometric(
+            image,
+            seed,
+            jitter=jitter,
+            jitter_probability=1.0,
+            grayscale_probability=0.3,
+            blur_probability=0.5,
+        )
+        for seed in range(20)
+    ]
+    assert torch.equal(image, before)
+    assert all(view.shape == image.shape and view.dtype == torch.float32 for view in views)
+    assert all(view.min() >= 0 and view.max() <= 1 for view in views)
+    assert not any(torch.equal(views[0], view) for view in views[1:])
+
+
+def test_photometric_follows_its_generator_alone() -> None:
+    image = torch.rand(3, 12, 14, generator=_generator())
+    settings = {"jitter": 0.5, "jitter_probability": 0.8, "blur_probability": 0.5}
+    torch.manual_seed(0)
+    first = _photometric(image, 3, **settings)
+    torch.manual_seed(1)
+    assert torch.equal(first, _photometric(image, 3, **settings))
+
+
+def test_grayscale_has_equal_channels() -> None:
+    view = _photometric(torch.rand(3, 5, 5, generator=_generator()), grayscale_probability=1.0)
+    assert torch.equal(view[0], view[1])
+    assert torch.equal(view[0], view[2])
+
+
+def test_blur_equals_a_plain_gaussian_sum() -> None:
+    image = torch.zeros(3, 31, 31)
+    image[:, 15, 15] = 1
+    view = _photometric(image, blur_probability=1.0)
+    draw = torch.rand(8, generator=_generator(), dtype=torch.float64)[7].item()
+    sigma = 0.1 + 1.9 * draw
+    radius = math.ceil(3 * sigma)
+    line = torch.tensor(
+        [math.exp(-((d / sigma) ** 2) / 2) if abs(d) <= radius else 0.0 for d in range(-15, 16)]
+    )
+    line = line / line.sum()
+    assert torch.allclose(view, (line[:, None] * line).expand(3, -1, -1), atol=1e-6)
+
+
+def test_blur_keeps_a_constant_image_even_if_tiny() -> None:
+    image = torch.full((3, 2, 1), 0.4)
+    assert torch.allclose(_photometric(image, blur_probability=1.0), image)
+
+
+def test_probabilities_are_those_of_the_draws() -> None:
+    image = torch.rand(3, 6, 6, generator=_generator())
+    changed = sum(
+        not torch.equal(_photometric(image, seed, grayscale_probability=0.3), image)
+        for seed in range(200)
+    )
+    assert 40 < changed < 80
+
+
+def test_evaluation_image_is_resized_by_its_short_side() -> None:
+    image = _image(30, 61)
+    assert resized_size(30, 61, 15) == (15, 30)
+    small = eval_image(image, resize=15)
+    assert small.shape == (3, 15, 30)
+    expected = np.array(Image.fromarray(image).resize((30, 15), Image.Resampling.BILINEAR))
+    assert torch.equal((small * 255).round().byte(), torch.from_numpy(expected).permute(2, 0, 1))
+
+
+def test_evaluation_image_without_resize_is_unchanged() -> None:
+    image = _image(7, 9)
+    same = eval_image(image, resize=None)
+    assert same.dtype == torch.float32
+    assert torch.equal((same * 255).round().byte(), torch.from_numpy(image).permute(2, 0, 1))

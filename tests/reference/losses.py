@@ -1,0 +1,79 @@
+"""Eq. 2-4 and 8, one pixel or anchor at a time."""
+
+from __future__ import annotations
+
+import math
+
+from reference.prototypes import Vectors, cosine
+from reference.types import ClassMaps, LabelMaps
+
+
+def softmax(scores: list[float]) -> list[float]:
+    largest = max(scores)
+    powers = [math.exp(score - largest) for score in scores]
+    return [power / sum(powers) for power in powers]
+
+
+def labeled_pixels(
+    logits: ClassMaps, labels: LabelMaps, ignore_index: int
+) -> list[tuple[list[float], int]]:
+    """(probabilities, label) of every labelled pixel."""
+    pixels = []
+    for image, label_map in zip(logits, labels, strict=True):
+        for y, row in enumerate(label_map):
+            for x, label in enumerate(row):
+                if label != ignore_index:
+                    pixels.append((softmax([class_map[y][x] for class_map in image]), label))
+    return pixels
+
+
+def cross_entropy(logits: ClassMaps, labels: LabelMaps, ignore_index: int) -> float:
+    """Mean of -log p(label) over the labelled pixels; 0 without any."""
+    pixels = labeled_pixels(logits, labels, ignore_index)
+    total = sum(-math.log(probs[label]) for probs, label in pixels)
+    return total / len(pixels) if pixels else 0.0
+
+
+def ohem_cross_entropy(
+    logits: ClassMaps, labels: LabelMaps, ignore_index: int, threshold: float, min_kept: int
+) -> float:
+    """Mean over the pixels with p(label) <= threshold, or over the ``min_kept`` hardest."""
+    own = sorted(p[label] for p, label in labeled_pixels(logits, labels, ignore_index))
+    hard = [p for p in own if p <= threshold]
+    if len(hard) < min_kept:
+        hard = own[:min_kept]
+    return sum(-math.log(p) for p in hard) / len(hard) if hard else 0.0
+
+
+def reverse_cross_entropy(
+    logits: ClassMaps, labels: LabelMaps, ignore_index: int, floor: float
+) -> float:
+    """Mean of -Σ_c p(c) log max(y(c), floor)."""
+    pixels = labeled_pixels(logits, labels, ignore_index)
+    total = 0.0
+    for probs, label in pixels:
+        for c, p in enumerate(probs):
+            target = 1.0 if c == label else 0.0
+            total -= p * math.log(max(target, floor))
+    return total / len(pixels) if pixels else 0.0
+
+
+def contrastive_loss(
+    anchors: list[Vectors],
+    positives: Vectors,
+    negatives: list[list[Vectors]],
+    active: list[bool],
+    temperature: float,
+) -> float:
+    """Eq. 4: -1/(C M) Σ_c Σ_m log of the positive's share, over the active classes."""
+    if not any(active):
+        return 0.0
+    total = 0.0
+    for c, is_active in enumerate(active):
+        if not is_active:
+            continue
+        for anchor, keys in zip(anchors[c], negatives[c], strict=True):
+            positive = math.exp(cosine(anchor, positives[c]) / temperature)
+            others = sum(math.exp(cosine(anchor, key) / temperature) for key in keys)
+            total -= math.log(positive / (positive + others))
+    return total / (active.count(True) * len(anchors[0]))

@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import reference.partition as reference
+import torch
+from reference.cases import IGNORE, Case, on_random_cases
+from u2pl import partition
+
+ALPHAS = pytest.mark.parametrize("alpha", [0.0, 0.05, 0.2, 0.5, 0.99])
+
+
+def maps(*values: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """[1, 1, W]: one image of one row."""
+    return torch.tensor(values, dtype=dtype).view(1, 1, -1)
+
+
+def everywhere(like: torch.Tensor) -> torch.Tensor:
+    return torch.ones_like(like, dtype=torch.bool)
+
+
+# Eq. 5: entropy
+
+
+def test_entropy_of_worked_distributions() -> None:
+    probs = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.25, 0.25], [1 / 3] * 3]).T.view(1, 3, 1, 3)
+    expected = maps(0.0, 1.5 * math.log(2), math.log(3))
+    torch.testing.assert_close(partition.prediction_entropy(probs), expected)
+
+
+@on_random_cases
+def test_entropy_equals_the_reference(case: Case) -> None:
+    probs = case.probs()
+    expected = torch.tensor(reference.prediction_entropy(probs.tolist()))
+    torch.testing.assert_close(partition.prediction_entropy(probs), expected)
+
+
+def test_entropy_is_never_below_zero() -> None:
+    probs = torch.stack([torch.tensor(1 + 2**-23), torch.tensor(0.0)]).view(1, 2, 1, 1)
+    assert partition.prediction_entropy(probs).item() == 0
+
+
+@on_random_cases
+def test_entropy_does_not_depend_on_the_order_of_the_classes(case: Case) -> None:
+    order = torch.randperm(case.num_classes, generator=case.generator())
+    probs = case.probs()
+    torch.testing.assert_close(
+        partition.prediction_entropy(probs[:, order]), partition.prediction_entropy(probs)
+    )
+
+
+def test_entropy_has_the_analytic_gradient() -> None:
+    probs = Case(3, 1, 0).probs().double().requires_grad_()
+    assert torch.autograd.gradcheck(partition.prediction_entropy, probs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_entropy_follows_the_dtype(dtype: torch.dtype) -> None:
+    entropy = partition.prediction_entropy(Case(3, 1, 0).probs().to(dtype))
+    assert entropy.dtype == dtype
+
+
+# Eq. 7: the share
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"), [(0, 0.2), (25, 0.15), (50, 0.1), (100, 0.0), (150, 0.0)]
+)
+def test_unreliable_fraction_falls_linearly_to_zero_and_stays(step: int, expected: float) -> None:
+    assert partition.unreliable_fraction(step, 100) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("initial", [0.0, 0.2, 0.4])
+def test_unreliable_fraction_equals_the_reference(initial: float) -> None:
+    for step in range(12):
+        expected = reference.unreliable_fraction(step, 10, initial)
+        actual = partition.unreliable_fraction(step, 10, initial=initial)
+        assert actual == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("step", "total"), [(-1, 10), (0, 0)])
+def test_impossible_steps_are_named(step: int, total: int) -> None:
+    with pytest.raises(
+        ValueError, match=rf"step >= 0 and total_steps >= 1, got {step} and {total}\."
+    ):
+        partition.unreliable_fraction(step, total)
+
+
+@pytest.mark.parametrize("initial", [-0.1, 1.0])
+def test_impossible_initial_share_is_named(initial: float) -> None:
+    with pytest.raises(ValueError, match=rf"initial in \[0, 1\), got {initial}\."):
+        partition.unreliable_fraction(0, 10, initial=initial)
+
+
+# Eq. 6: threshold
+
+
+def test_threshold_of_worked_numbers() -> None:
+    entropy = maps(4.0, 0.0, 3.0, 1.0, 2.0)
+    threshold = partition.entropy_threshold(entropy, everywhere(entropy), unreliable_fraction=0.3)
+    assert threshold.item() == pytest.approx(2.8)  # position 0.7 · 4 between 2 and 3
+
+
+@ALPHAS
+@on_random_cases
+def test_threshold_equals_the_reference_and_torch_quantile(case: Case, alpha: float) -> None:
+    entropy, valid = partition.prediction_entropy(case.probs()), case.valid()
+    actual = partition.entropy_threshold(entropy, valid, unreliable_fraction=alpha)
+    expected = reference.entropy_threshold(entropy.tolist(), valid.tolist(), alpha)
+    torch.testing.assert_close(actual, torch.tensor(expected))
+    torch.testing.assert_close(actual, entropy[valid].quantile(1 - alpha))
+
+
+@ALPHAS
+def test_threshold_leaves_the_asked_share_of_pixels_above_it(alpha: float) -> None:
+    entropy = torch.rand(2, 25, 20, generator=torch.Generator().manual_seed(0))
+    valid = everywhere(entropy)
+    threshold = partition.entropy_threshold(entropy, valid, unreliable_fraction=alpha)
+    share = partition.unreliable_mask(entropy, threshold, valid).float().mean().item()
+    assert share == pytest.approx(alpha, abs=1 / 1000)
+
+
+def test_invalid_pixels_do_not_move_the_threshold() -> None:
+    entropy = maps(0.0, 1.0, 2.0)
+    padded = torch.cat([entropy, maps(9.0, 9.0, 0.0)], dim=2)
+    valid = torch.arange(6).view(1, 1, -1) < 3
+    assert partition.entropy_threshold(
+        padded, valid, unreliable_fraction=0.2
+    ) == partition.entropy_threshold(entropy, everywhere(entropy), unreliable_fraction=0.2)
+
+
+def test_threshold_without_a_valid_pixel_is_infinite() -> None:
+    entropy = maps(0.1, 0.2)
+    valid = ~everywhere(entropy)
+    threshold = partition.entropy_threshold(entropy, valid, unreliable_fraction=0.2)
+    assert threshold.item() == math.inf
+    assert not partition.unreliable_mask(entropy, threshold, valid).any()
+
+
+def test_threshold_of_one_valid_pixel_is_its_entropy() -> None:
+    entropy = maps(0.1, 0.2, 0.3)
+    valid = torch.tensor([[[False, True, False]]])
+    threshold = partition.entropy_threshold(entropy, valid, unreliable_fraction=0.2)
+    assert threshold.item() == pytest.approx(0.2)
+
+
+def test_quantile_is_exact_where_float32_cannot_count_the_pixels() -> None:
+    entropy = torch.arange(2**24 + 4, dtype=torch.int32).float().view(1, 1, -1)
+    threshold = partition.entropy_threshold(entropy, everywhere(entropy), unreliable_fraction=0.0)
+    assert threshold == entropy.max()
+
+
+# Eq. 6 and 15: the split
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [0.0, 0.1, 0.3, 0.7, math.log(2)])
+@ALPHAS
+def test_constant_entropy_leaves_every_pixel_reliable(
+    alpha: float, value: float, dtype: torch.dtype
+) -> None:
+    entropy = torch.full((2, 3, 4), value, dtype=dtype)
+    valid = everywhere(entropy)
+    threshold = partition.entropy_threshold(entropy, valid, unreliable_fraction=alpha)
+    assert not partition.unreliable_mask(entropy, threshold, valid).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", range(5))
+def test_share_zero_leaves_every_pixel_reliable(seed: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    entropy = torch.rand(1, 5, 5, generator=generator, dtype=torch.float64).to(dtype)
+    valid = everywhere(entropy)
+    threshold = partition.entropy_threshold(entropy, valid, unreliable_fraction=0.0)
+    assert not partition.unreliable_mask(entropy, threshold, valid).any()
+
+
+def test_invalid_pixels_are_neither_reliable_nor_unreliable() -> None:
+    entropy, valid = maps(0.0, 5.0), torch.tensor([[[False, False]]])
+    threshold = torch.tensor(1.0)
+    assert not partition.unreliable_mask(entropy, threshold, valid).any()
+    labels = partition.pseudo_labels(
+        torch.zeros(1, 1, 2, dtype=torch.long), entropy, threshold, valid, ignore_index=IGNORE
+    )
+    assert labels.tolist() == [[[IGNORE, IGNORE]]]
+
+
+def test_pixel_at_the_threshold_keeps_its_pseudo_label() -> None:
+    entropy = maps(0.5, 1.0, 1.5)
+    labels = partition.pseudo_labels(
+        torch.tensor([[[2, 1, 0]]]),
+        entropy,
+        torch.tensor(1.0),
+        everywhere(entropy),
+        ignore_index=IGNORE,
+    )
+    assert labels.tolist() == [[[2, 1, IGNORE]]]
+
+
+@ALPHAS
+@on_random_cases
+def test_pseudo_labels_equal_the_reference(case: Case, alpha: float) -> None:
+    probs, valid = case.probs(), case.valid()
+    entropy = partition.prediction_entropy(probs)
+    threshold = partition.entropy_threshold(entropy, valid, unreliable_fraction=alpha)
+    actual = partition.pseudo_labels(
+        probs.argmax(dim=1), entropy, threshold, valid, ignore_index=IGNORE
+    )
+    expected = reference.pseudo_labels(
+        probs.tolist(), entropy.tolist(), threshold.item(), valid.tolist(), IGNORE
+    )
+    assert actual.tolist() == expected
+
+
+@on_random_cases
+def test_every_valid_pixel_is_either_labeled_or_unreliable(case: Case) -> None:
+    probs, valid = case.probs(), case.valid()
+    entropy = partition.prediction_entropy(probs)
+    threshold = partition.entropy_threshold(entropy, valid, unreliable_fraction=0.2)
+    labeled = IGNORE != partition.pseudo_labels(
+        probs.argmax(dim=1), entropy, threshold, valid, ignore_index=IGNORE
+    )
+    unreliable = partition.unreliable_mask(entropy, threshold, valid)
+    assert torch.equal(labeled ^ unreliable, valid)
+    assert not (labeled & unreliable).any()
+
+
+# tags
+
+
+def test_tags_rescale_the_classes_that_are_possible() -> None:
+    probs = torch.tensor([0.5, 0.3, 0.2]).view(1, 3, 1, 1)
+    restricted = partition.restrict_to_tags(probs, torch.tensor([[False, True, True]]))
+    torch.testing.assert_close(restricted.flatten(), torch.tensor([0.0, 0.6, 0.4]))
+
+
+@on_random_cases
+def test_tags_equal_the_reference(case: Case) -> None:
+    probs, tags = case.probs(), case.tags()
+    expected = reference.restrict_to_tags(probs.tolist(), tags.tolist())
+    torch.testing.assert_close(partition.restrict_to_tags(probs, tags), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("possible", [True, False], ids=["all", "none"])
+@on_random_cases
+def test_tags_that_say_nothing_change_no_bit(case: Case, possible: bool) -> None:
+    probs = case.probs()
+    tags = torch.full((case.batch_size, case.num_classes), possible)
+    assert torch.equal(partition.restrict_to_tags(probs, tags), probs)
+
+
+def test_possible_classes_share_evenly_what_lay_on_absent_ones() -> None:
+    probs = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1)
+    restricted = partition.restrict_to_tags(probs, torch.tensor([[False, True, True]]))
+    assert restricted.flatten().tolist() == [0.0, 0.5, 0.5]
+
+
+@on_random_cases
+def test_restricted_probabilities_sum_to_one_and_absent_classes_have_none(case: Case) -> None:
+    tags = case.tags()
+    restricted = partition.restrict_to_tags(case.probs(), tags)
+    torch.testing.assert_close(restricted.sum(dim=1), torch.ones(case.batch_size, *case.size))
+    forbidden = ~tags & tags.any(dim=1, keepdim=True)
+    assert (restricted[forbidden] == 0).all()
+
+
+def test_one_possible_class_is_certain() -> None:
+    tags = torch.tensor([[False, True, False]])
+    restricted = partition.restrict_to_tags(Case(3, 1, 0).probs(), tags)
+    torch.testing.assert_close(restricted[:, 1], torch.ones(1, 4, 5))
+    torch.testing.assert_close(partition.prediction_entropy(restricted), torch.zeros(1, 4, 5))
