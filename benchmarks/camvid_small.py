@@ -1,6 +1,6 @@
 """Trains `camvid-small` on a share of CamVid's labels, several seeds, and prints the table.
 
-    python benchmarks/camvid_small.py CAMVID --out runs/camvid-small --weights MOBILENETV2.safetensors
+    python benchmarks/camvid_small.py CAMVID --out runs/camvid --weights MOBILENETV2.safetensors
 
 CAMVID holds ``images/*.jpg``, ``masks/*.png`` (index masks, 255 = ignore), ``classes.json`` and
 ``train.txt``, ``val.txt``, ``test.txt`` (stems). Runs that have a result are not repeated, so an
@@ -73,9 +73,9 @@ def run(dataset: Path, out: Path, method: str, seed: int, overrides: dict[str, A
         seed=seed,
         overrides={**changes, **overrides},
         resume=(out / "checkpoints" / "last.pt").exists(),
-        on_progress=lambda p: print(method, seed, p.step, p.values, flush=True)
-        if p.step % 100 == 0
-        else None,
+        on_progress=lambda p: (
+            print(method, seed, p.step, p.values, flush=True) if p.step % 100 == 0 else None
+        ),
         on_evaluation=lambda step, scores: print(
             method, seed, step, {name: round(score.miou, 2) for name, score in scores.items()}
         ),

@@ -28,7 +28,7 @@ def _extension_loads() -> bool:
         return True  # nothing to mend: the import itself will say that torchvision is absent
     for library in Path(spec.origin).parent.glob("_C*.*"):
         try:
-            torch.ops.load_library(str(library))
+            torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
         except (OSError, RuntimeError):
             continue
         return True
@@ -39,10 +39,10 @@ def declare_missing_operators() -> None:
     """Declare torchvision's operators if its own extension cannot; harmless to call twice."""
     if "torchvision" in sys.modules or declared or _extension_loads():
         return
-    library = torch.library.Library("torchvision", "DEF")
+    library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
     for name, schema in _SCHEMAS.items():
         if not hasattr(torch.ops.torchvision, name):
-            library.define(schema)
+            library.define(schema)  # type: ignore[no-untyped-call]
     declared.append(library)
 
 

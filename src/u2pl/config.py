@@ -48,7 +48,7 @@ class DataSettings(Settings):
 
     resize: int | None = Field(None, ge=8)
     """Short side in pixels that every image is brought to first, in training, evaluation and
-    prediction alike; masks are scored at their own size all the same. None keeps the files' size."""
+    prediction alike; masks are scored at their own size all the same. None keeps the file's."""
     crop: tuple[int, int] = (512, 512)
     """Height and width of a training crop in pixels; smaller images are padded with ignore."""
     scale: tuple[float, float] = (0.5, 2.0)
@@ -118,7 +118,7 @@ class MethodSettings(Settings):
 
 
 class OptimizerSettings(Settings):
-    """One optimiser, two groups: the encoder at ``lr``, everything else at ``lr * head_lr_factor``."""
+    """One optimiser: the encoder at ``lr``, everything else at ``lr * head_lr_factor``."""
 
     name: Literal["sgd", "adamw"] = "sgd"
     lr: float = Field(1e-3, gt=0)

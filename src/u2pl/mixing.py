@@ -1,4 +1,4 @@
-"""CutMix, CutOut and ClassMix: what is pasted where is decided once, for images and targets alike."""
+"""CutMix, CutOut and ClassMix: what is pasted where is decided once, for images and targets."""
 
 from __future__ import annotations
 

@@ -22,7 +22,8 @@ def prediction_entropy(probs: Tensor) -> Tensor:
     0.693147...
     """
     # sum of -p log p can round to just below 0 for a certain pixel
-    return torch.special.entr(probs).sum(dim=1).clamp_min(0)
+    pointwise: Tensor = torch.special.entr(probs)
+    return pointwise.sum(dim=1).clamp_min(0)
 
 
 def unreliable_fraction(step: int, total_steps: int, *, initial: float = 0.2) -> float:

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import pytest
-import reference.masks as reference
 import torch
+
+import reference.masks as reference
 from reference.cases import IGNORE, Case, on_random_cases
 from u2pl.contrast import masks
 

@@ -3,8 +3,9 @@ from __future__ import annotations
 import io
 
 import pytest
-import reference.prototypes as reference
 import torch
+
+import reference.prototypes as reference
 from reference.cases import Case, on_random_cases
 from u2pl.contrast import MomentumPrototypes, class_means, denoise_logits
 
@@ -58,6 +59,15 @@ def test_mean_of_many_float16_features_does_not_overflow() -> None:
     features = torch.ones(1, 2, 300, 300, dtype=torch.float16)  # the sum, 90 000, is above 65 504
     means, _ = class_means(features, torch.ones(1, 1, 300, 300, dtype=torch.bool))
     torch.testing.assert_close(means, torch.ones(1, 2))
+
+
+def test_autocast_neither_overflows_nor_rounds_the_means() -> None:
+    features = torch.full((1, 2, 300, 300), 1.001)
+    mask = torch.ones(1, 1, 300, 300, dtype=torch.bool)
+    for dtype in (torch.float16, torch.bfloat16):
+        with torch.autocast("cpu", dtype=dtype):
+            means, _ = class_means(features, mask)
+        torch.testing.assert_close(means, torch.full((1, 2), 1.001))
 
 
 # momentum
@@ -148,7 +158,9 @@ def test_denoising_of_a_worked_pixel() -> None:
     logits = torch.zeros(1, 2, 1, 1)
     features = torch.tensor([3.0, 0.0]).view(1, 2, 1, 1)
     prototypes = torch.tensor([[2.0, 0.0], [0.0, 5.0]])  # cosines 1 and 0
-    denoised = denoise_logits(logits, features, prototypes, torch.tensor([True, True]), temperature=2)
+    denoised = denoise_logits(
+        logits, features, prototypes, torch.tensor([True, True]), temperature=2
+    )
     odds = denoised.softmax(dim=1).flatten().log()
     assert (odds[0] - odds[1]).item() == pytest.approx(0.5)
 
@@ -166,9 +178,7 @@ def test_denoising_equals_the_reference(case: Case, temperature: float) -> None:
         seen.tolist(),
         temperature,
     )
-    torch.testing.assert_close(
-        actual.softmax(dim=1), torch.tensor(expected), atol=1e-6, rtol=1e-4
-    )
+    torch.testing.assert_close(actual.softmax(dim=1), torch.tensor(expected), atol=1e-6, rtol=1e-4)
 
 
 def test_denoising_without_any_prototype_changes_nothing() -> None:
@@ -216,6 +226,4 @@ def test_denoising_has_the_analytic_gradient() -> None:
     def denoise(logits: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         return denoise_logits(logits, features, vectors.double(), seen, temperature=0.5)
 
-    assert torch.autograd.gradcheck(
-        denoise, (logits.requires_grad_(), features.requires_grad_())
-    )
+    assert torch.autograd.gradcheck(denoise, (logits.requires_grad_(), features.requires_grad_()))

@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
+
 from reference.queues import Queues
 from u2pl.contrast import NegativeQueues
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from reference.cases import Case, on_random_cases
 from u2pl.contrast import sample_with_replacement, sample_without_replacement
 

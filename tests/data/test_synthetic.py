@@ -94,7 +94,9 @@ class TestPaintScene:
         assert dict(zip(CLASSES, share > 0.007, strict=True)) == dict.fromkeys(CLASSES, True)
         assert share.max() < 0.4
 
-    def test_every_class_is_common_and_some_are_missing_at_times(self, day_scenes: list[Scene]) -> None:
+    def test_every_class_is_common_and_some_are_missing_at_times(
+        self, day_scenes: list[Scene]
+    ) -> None:
         seen = np.mean([np.isin(np.arange(len(CLASSES)), mask) for _, mask in day_scenes], axis=0)
         assert (seen > 0.5).all()
         assert (seen[CLASSES.index("car") :] < 1).any()  # tags would say nothing otherwise

@@ -3,8 +3,9 @@ from __future__ import annotations
 import math
 
 import pytest
-import reference.losses as reference
 import torch
+
+import reference.losses as reference
 from reference.cases import IGNORE, Case, on_random_cases
 from u2pl.losses import cross_entropy, ohem_cross_entropy
 

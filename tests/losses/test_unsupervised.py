@@ -3,8 +3,9 @@ from __future__ import annotations
 import math
 
 import pytest
-import reference.losses as reference
 import torch
+
+import reference.losses as reference
 from reference.cases import IGNORE, Case, on_random_cases
 from u2pl.losses import (
     cross_entropy,
@@ -131,9 +132,7 @@ def test_renaming_the_classes_changes_no_unsupervised_loss(case: Case) -> None:
         labels == IGNORE, labels, order.argsort()[labels.clamp_max(case.num_classes - 1)]
     )
     torch.testing.assert_close(
-        symmetric_cross_entropy(
-            logits[:, order], renamed, ignore_index=IGNORE, reverse_weight=0.3
-        ),
+        symmetric_cross_entropy(logits[:, order], renamed, ignore_index=IGNORE, reverse_weight=0.3),
         symmetric_cross_entropy(logits, labels, ignore_index=IGNORE, reverse_weight=0.3),
     )
 

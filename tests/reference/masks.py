@@ -29,9 +29,7 @@ def class_rank(probs: ClassMaps) -> RankMaps:
     return ranks
 
 
-def _where(
-    like: ClassMaps | RankMaps, rule: Callable[[int, int, int, int], bool]
-) -> ClassMasks:
+def _where(like: ClassMaps | RankMaps, rule: Callable[[int, int, int, int], bool]) -> ClassMasks:
     """Ask ``rule(b, c, y, x)`` at every place."""
     return [
         [
@@ -49,9 +47,7 @@ def label_mask(labels: LabelMaps, like: ClassMaps | RankMaps) -> ClassMasks:
 
 def anchor_mask(labels: LabelMaps, probs: ClassMaps, threshold: float) -> ClassMasks:
     """Eq. 9-11: the label is c and p(c) > δ_p."""
-    return _where(
-        probs, lambda b, c, y, x: labels[b][y][x] == c and probs[b][c][y][x] > threshold
-    )
+    return _where(probs, lambda b, c, y, x: labels[b][y][x] == c and probs[b][c][y][x] > threshold)
 
 
 def labeled_negative_mask(labels: LabelMaps, ranks: RankMaps, low_rank: int) -> ClassMasks:

@@ -1,8 +1,6 @@
-"""Eq. 12 and what U2PL+ makes of it: one positive key a class, and cleaner pseudo-labels from it."""
+"""Eq. 12 and what U2PL+ makes of it: one positive key a class, and cleaner pseudo-labels."""
 
 from __future__ import annotations
-
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -91,4 +89,4 @@ def denoise_logits(
     known = seen.view(1, -1, 1, 1)
     mean = (similarity * known).sum(dim=1, keepdim=True) / known.sum().clamp_min(1)
     similarity = torch.where(known, similarity, mean)
-    return cast(Tensor, logits + similarity.to(logits.dtype) / temperature)
+    return logits + similarity.to(logits.dtype) / temperature

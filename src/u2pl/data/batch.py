@@ -29,11 +29,11 @@ class LabeledBatch:
 
 @dataclass(frozen=True)
 class UnlabeledBatch:
-    """Images without masks, in a weak view and in photometrically strong views of the same geometry.
+    """Images without masks, in a weak view and in strong views of the same geometry.
 
     Attributes:
         weak: [B, 3, H, W] float32, RGB in [0, 1]: geometry only. The teacher labels this view.
-        strong: one or more tensors like ``weak``, with colours changed: the student learns on these.
+        strong: one or more tensors like ``weak``, colours changed; the student learns on these.
         valid: [B, H, W] bool, False on padding.
         possible_classes: [B, C] bool, which classes the image may hold; all True without tags.
     """

@@ -179,9 +179,7 @@ def evaluate(
         ).to(device)
         for name in models
     }
-    histograms = {
-        name: torch.zeros(NUM_BINS, dtype=torch.long, device=device) for name in models
-    }
+    histograms = {name: torch.zeros(NUM_BINS, dtype=torch.long, device=device) for name in models}
     was_training = {name: model.training for name, model in models.items()}
     for model in models.values():
         model.eval()

@@ -188,7 +188,9 @@ def find_images(source: Path) -> tuple[Path, list[Path]]:
         found = base.glob(str(source.relative_to(base)))
     files = sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
-        raise UserError(f"Found no image in {source}; expected {', '.join(sorted(IMAGE_SUFFIXES))}.")
+        raise UserError(
+            f"Found no image in {source}; expected {', '.join(sorted(IMAGE_SUFFIXES))}."
+        )
     return base, files
 
 
@@ -239,9 +241,7 @@ def predict_images(
             pixels += prediction.reliable.size
             sure += int(prediction.reliable.sum())
             name = file.relative_to(base).with_suffix(".png")
-            writing.append(
-                writers.submit(_write, out, name, image, prediction, model.card, wanted)
-            )
+            writing.append(writers.submit(_write, out, name, image, prediction, model.card, wanted))
             if len(writing) > 4:
                 writing.pop(0).result()
             on_image(index + 1, len(files))
@@ -281,4 +281,3 @@ def _write(
             write_image(path, entropy_picture(prediction.entropy, len(card.classes)))
         else:
             write_image(path, np.where(prediction.reliable, 255, 0).astype(np.uint8))
-

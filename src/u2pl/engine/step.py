@@ -212,9 +212,7 @@ def pseudo_label(
     probs = partition.restrict_to_tags(upsample(logits, size).softmax(dim=1), possible)
     predictions = probs.argmax(dim=1)
     entropy = partition.prediction_entropy(probs)
-    low_rank, _ = rank_bounds(
-        logits.shape[1], low_rank=method.low_rank, high_rank=method.high_rank
-    )
+    low_rank, _ = rank_bounds(logits.shape[1], low_rank=method.low_rank, high_rank=method.high_rank)
     certain = tag_negative_mask(
         possible, on_grid(unlabeled.valid, grid), class_rank(view.logits), low_rank=low_rank
     )
@@ -324,7 +322,10 @@ def backward_in_parts(
     zero = torch.zeros((), device=batch.labeled.images.device)
     totals = dict.fromkeys(("loss", "loss_s", "loss_u", "loss_c"), zero)
     for part in range(num_parts):
-        images, labels = batch.labeled.images[part::num_parts], batch.labeled.labels[part::num_parts]
+        images, labels = (
+            batch.labeled.images[part::num_parts],
+            batch.labeled.labels[part::num_parts],
+        )
         size, split = (images.shape[-2], images.shape[-1]), images.shape[0]
         if pseudo is not None:
             images = torch.cat([images, pseudo.images[part::num_parts]])

@@ -59,8 +59,10 @@ def build_encoder(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the hub's advice about tokens is no use here
             if vit:
-                return TimmViTEncoder(name, dynamic_img_size=True, **arguments)
-            return TimmUniversalEncoder(name, output_stride=output_stride, **arguments)
+                encoder: nn.Module = TimmViTEncoder(name, dynamic_img_size=True, **arguments)
+            else:
+                encoder = TimmUniversalEncoder(name, output_stride=output_stride, **arguments)
+            return encoder
     except Exception as error:
         if arguments["pretrained"] and weights is None:
             raise UserError(
@@ -68,9 +70,9 @@ def build_encoder(
                 f"({type(error).__name__}). Pass a local file with model.weights=FILE, or train "
                 "from scratch with model.pretrained=false."
             ) from None
+        decoder = "decoder dpt" if vit else f"output stride {output_stride}"
         raise UserError(
-            f"The timm model '{name}' does not work as an encoder here "
-            f"(decoder {'dpt' if vit else 'of feature maps'}, output stride {output_stride}): {error}"
+            f"The timm model '{name}' does not work as an encoder here ({decoder}): {error}"
         ) from None
 
 
@@ -95,7 +97,7 @@ def check_weights(name: str, path: Path) -> None:
     if not path.is_file():
         raise UserError(f"model.weights: there is no file {path}.")
     logging.getLogger("timm").setLevel(logging.ERROR)
-    model = timm.create_model(name, pretrained=False)
+    model: Any = timm.create_model(name, pretrained=False)
     classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
     heads = {prefix for prefix, module in model.named_modules() if module is classifier}
     try:

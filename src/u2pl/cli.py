@@ -1,0 +1,364 @@
+"""The command line: each command parses, calls one function, and prints."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import (
+    Progress as ProgressBar,
+)
+from rich.table import Table
+
+from u2pl.errors import UserError
+
+app = typer.Typer(
+    help="Label-efficient semantic segmentation: every pixel trains the model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+data_app = typer.Typer(help="Look at a data set.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+console = Console()
+
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", help="Write the result to this file.", dir_okay=False)
+]
+
+
+class TrainingDisplay:
+    """A live line on a terminal; a plain line now and then where output goes to a file."""
+
+    def __init__(self, total_steps: int | None = None) -> None:
+        self.bar = ProgressBar(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("training", total=total_steps, text="")
+        self.name = "training"
+        self.lines_shown = 0
+
+    def __enter__(self) -> TrainingDisplay:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def start(self, name: str) -> None:
+        """Begin another training under its own name."""
+        self.name, self.lines_shown = name, 0
+        self.bar.reset(self.task, description=name, text="")
+
+    def progress(self, progress: Any) -> None:
+        """Show a row of training metrics; the arguments of :class:`u2pl.engine.loop.Progress`."""
+        text = describe_losses(progress.values, progress.steps_per_second)
+        self.bar.update(self.task, completed=progress.step, total=progress.total_steps, text=text)
+        share = math.floor(10 * progress.step / progress.total_steps)
+        if not console.is_terminal and share > self.lines_shown:
+            self.lines_shown = share
+            left = (progress.total_steps - progress.step) / max(progress.steps_per_second, 1e-9)
+            console.print(
+                f"{self.name}: step {progress.step}/{progress.total_steps}, {left:.0f} s left, "
+                + text,
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def evaluation(self, step: int, scores: Any) -> None:
+        """Print student's and teacher's mIoU."""
+        student, teacher = scores["student"].miou, scores["ema"].miou
+        console.print(
+            f"{self.name}: step {step}, val mIoU student {student:.2f} %, teacher {teacher:.2f} %",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def describe_losses(values: dict[str, float], steps_per_second: float) -> str:
+    """One short text: rate, the three losses, and the reliable share.
+
+    >>> describe_losses({"loss_s": 0.5, "loss_u": 0.25, "loss_c": 3.0, "reliable_share": 0.8}, 4.0)
+    '4.00 steps/s, L_s 0.500, L_u 0.250, L_c 3.000, reliable 80 %'
+    """
+    text = f"{steps_per_second:.2f} steps/s"
+    for name in ("loss_s", "loss_u", "loss_c"):
+        text += f", L_{name[-1]} {values[name]:.3f}"
+    if "reliable_share" in values:
+        text += f", reliable {100 * values['reliable_share']:.0f} %"
+    return text
+
+
+def write_result(path: Path | None, result: dict[str, Any]) -> None:
+    """Write a command's result where ``--json`` says."""
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error.strerror}.") from None
+
+
+@app.command(epilog="Example: `u2pl demo --seed 1 --out demo-runs/seed-1`")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for streets and runs.")] = Path(
+        "demo-runs/demo"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Of the streets and the trainings.")] = 0,
+    overwrite: Annotated[bool, typer.Option(help="Replace a demo already there.")] = False,
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="key=value, for all three trainings.")
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Paint streets, train on 12 labels with and without 400 unlabelled images, compare.
+
+    No download; about ten minutes on two CPU cores.
+    """
+    from u2pl import demo as demo_module
+    from u2pl.config import parse_assignments
+
+    if overwrite and (out / "streets" / "dataset.yaml").exists():
+        shutil.rmtree(out)
+    with TrainingDisplay() as display:
+        result = demo_module.run_demo(
+            out,
+            seed=seed,
+            overrides=parse_assignments(settings or []),
+            on_start=display.start,
+            on_progress=display.progress,
+        )
+    console.print(demo_table(result))
+    gain = result["miou"]["u2pl"] - result["miou"]["supervised"]
+    console.print(
+        f"U2PL+ against labels alone: {gain:+.1f} mIoU, in {result['seconds'] / 60:.1f} minutes. "
+        f"Runs are in {out}.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    write_result(json_file, result)
+
+
+def demo_table(result: dict[str, Any]) -> Table:
+    """The demo's mIoU and IoU of each class, in percent."""
+    names = {
+        "supervised": "labels alone",
+        "no_contrast": "+ unlabelled (mean teacher, CutMix)",
+        "u2pl": "+ unreliable pixels (U2PL+)",
+    }
+    table = Table(
+        title=f"IoU in %, seed {result['seed']}, last checkpoint's teacher, 100 val streets"
+    )
+    table.add_column("")
+    for method in result["miou"]:
+        table.add_column(names[method], justify="right", max_width=16)
+    table.add_row(
+        "**mean**".strip("*"), *(f"{v:.1f}" for v in result["miou"].values()), style="bold"
+    )
+    for name in next(iter(result["iou"].values())):
+        cells = (iou[name] for iou in result["iou"].values())
+        table.add_row(name, *("–" if value is None else f"{value:.1f}" for value in cells))
+    return table
+
+
+@app.command(
+    epilog="Example: `u2pl train dataset.yaml --recipe camvid --out runs/a train.steps=4000`"
+)
+def train(
+    dataset: Annotated[Path, typer.Argument(help="A dataset.yaml, or its folder.")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="key=value; see docs/reference/settings.md.")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="A recipe's name, or a YAML file.")] = "default",
+    out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/run"),
+    setting: Annotated[str, typer.Option(help="semi, or supervised.")] = "semi",
+    seed: Annotated[int | None, typer.Option(min=0, help="Of every random draw.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint.")
+    ] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Train. Ctrl-C and SIGTERM save first; `--resume` goes on exactly where it stopped."""
+    from u2pl import api
+    from u2pl.config import parse_assignments
+    from u2pl.engine.loop import Interrupted
+    from u2pl.losses import contrastive_floor
+
+    overrides = parse_assignments(settings or [])
+    if not resume:
+        method = api.make_config(recipe, setting=setting, seed=seed, overrides=overrides).method
+        if method.contrastive_weight > 0:
+            floor = contrastive_floor(method.num_negatives, temperature=method.temperature)
+            console.print(
+                f"The contrastive loss L_c cannot fall below {floor:.3f} "
+                f"with {method.num_negatives} negatives.",
+                highlight=False,
+            )
+    try:
+        with TrainingDisplay() as display:
+            result = api.train(
+                dataset,
+                recipe=recipe,
+                out=out,
+                setting=setting,
+                seed=seed,
+                overrides=overrides,
+                resume=resume,
+                on_progress=display.progress,
+                on_evaluation=display.evaluation,
+            )
+    except Interrupted as stop:
+        raise UserError(
+            f"Stopped after step {stop.step}; the state is saved. Go on with: "
+            f"u2pl train {dataset} --out {out} --resume"
+        ) from None
+    console.print(
+        f"Step {result['step']}: val mIoU teacher {result['ema']['miou']:.2f} %, "
+        f"student {result['student']['miou']:.2f} %; "
+        f"best teacher {result['best']['miou']:.2f} % at step "
+        f"{result['best']['step']}. Run folder: {out}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if not result["finished"]:
+        console.print(f"Go on with: u2pl train {dataset} --out {out} --resume", soft_wrap=True)
+    write_result(json_file, result)
+
+
+@app.command(epilog="Example: `u2pl evaluate runs/a --split test --weights student`")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    dataset: Annotated[
+        Path | None, typer.Option(help="Another dataset.yaml with the same classes.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="val or test.")] = "val",
+    protocol: Annotated[str | None, typer.Option(help="whole or slide.")] = None,
+    weights: Annotated[str, typer.Option(help="ema (the teacher) or student.")] = "ema",
+    checkpoint: Annotated[str, typer.Option(help="last or best.")] = "last",
+    json_file: JsonOption = None,
+) -> None:
+    """Score a run: one confusion matrix over all images of a split."""
+    from u2pl import api
+
+    result = api.evaluate(
+        run,
+        dataset=dataset,
+        split=split,
+        protocol=protocol,
+        weights=weights,
+        checkpoint=checkpoint,
+    )
+    table = Table(
+        title=f"{split}, {result['images']} images, protocol {result['protocol']}, "
+        f"{weights} weights at step {result['step']}"
+    )
+    table.add_column("class")
+    table.add_column("IoU %", justify="right")
+    for name, value in result["iou"].items():
+        table.add_row(name, "–" if value is None else f"{value:.2f}")
+    table.add_row("mean", f"{result['miou']:.2f}", style="bold")
+    console.print(table)
+    write_result(json_file, result)
+
+
+@app.command(epilog="Example: `u2pl predict runs/a photos --out labelled`")
+def predict(
+    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    source: Annotated[
+        Path, typer.Argument(help="An image, a folder, or a glob pattern in quotes.")
+    ],
+    out: Annotated[Path, typer.Option(help="Gets a folder for each kind of picture.")],
+    weights: Annotated[str, typer.Option(help="ema (the teacher) or student.")] = "ema",
+    checkpoint: Annotated[str, typer.Option(help="last or best.")] = "last",
+    json_file: JsonOption = None,
+) -> None:
+    """Label images: class ids, overlays, entropy, and where the network is sure."""
+    from u2pl import api
+    from u2pl.engine.predict import predict_images
+
+    model = api.load(run, weights=weights, checkpoint=checkpoint)
+    with ProgressBar(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("predicting", total=None)
+        result = predict_images(
+            model,
+            source,
+            out,
+            kinds=("masks", "overlays", "entropy", "reliable"),
+            on_image=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    console.print(
+        f"Wrote {result['images']} masks, overlays, entropy and reliable maps to {out}; "
+        f"{100 * result['reliable_share']:.0f} % of the pixels are reliable.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    write_result(json_file, result)
+
+
+@data_app.command("check", epilog="Example: `u2pl data check dataset.yaml`")
+def data_check(
+    dataset: Annotated[Path, typer.Argument(help="A dataset.yaml, or its folder.")],
+    json_file: JsonOption = None,
+) -> None:
+    """Open every file: pairs, sizes, ids, corrupt images, images in two splits; 1 on errors."""
+    from u2pl.data.check import check_dataset
+    from u2pl.data.sources import load_dataset
+
+    data = load_dataset(dataset)
+    report = check_dataset(data).to_json()
+    table = Table(title=str(data.path))
+    for column in ("id", "class", "images", "pixels"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for index, name in enumerate(data.classes):
+        table.add_row(str(index), name, str(report["images"][name]), f"{report['pixels'][name]:,}")
+    console.print(table)
+    sections = ", ".join(f"{name} {count}" for name, count in report["sections"].items())
+    console.print(
+        f"Images: {sections}. Ignored pixels: {100 * report['ignore_share']:.1f} %.",
+        highlight=False,
+    )
+    for kind in ("errors", "warnings"):
+        for finding in report[kind]:
+            console.print(
+                f"{kind[:-1]}: {finding['file']}: {finding['what']} {finding['remedy']}",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+    write_result(json_file, report)
+    if report["errors"]:
+        raise typer.Exit(1)
+    console.print(f"No errors, {len(report['warnings'])} warnings.", highlight=False)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence, not a traceback."""
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True).print(f"Error: {error}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()
