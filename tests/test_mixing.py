@@ -144,7 +144,7 @@ def test_boxes_are_boxes_of_the_asked_area(size: tuple[int, int], area: float) -
 def test_boxes_differ_between_images_and_reach_every_pixel() -> None:
     generator = torch.Generator().manual_seed(0)
     boxes = mixing.random_boxes(300, (6, 6), device=CPU, generator=generator)
-    assert len({tuple(box.flatten().tolist()) for box in boxes}) > 50
+    assert len({tuple(box.flatten().tolist()) for box in boxes}) > 30
     assert boxes.any(dim=0).all()
 
 

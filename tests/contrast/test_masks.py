@@ -18,8 +18,17 @@ def pixel(*values: float) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("num_classes", "expected"),
-    [(2, (1, 2)), (3, (1, 3)), (4, (2, 4)), (6, (3, 6)), (7, (3, 7)), (19, (3, 19))]
-    + [(20, (3, 20)), (21, (3, 20)), (150, (3, 20))],
+    [
+        (2, (1, 2)),
+        (3, (1, 3)),
+        (4, (2, 4)),
+        (6, (3, 6)),
+        (7, (3, 7)),
+        (19, (3, 19)),
+        (20, (3, 20)),
+        (21, (3, 20)),
+        (150, (3, 20)),
+    ],
 )
 def test_bounds_follow_the_number_of_classes(num_classes: int, expected: tuple[int, int]) -> None:
     assert masks.rank_bounds(num_classes) == expected

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
 from reference.cases import Case, on_random_cases
 from u2pl.contrast import sample_with_replacement, sample_without_replacement
+
+Sample = Callable[..., tuple[Tensor, Tensor]]
 
 
 def flat_mask(case: Case) -> torch.Tensor:
@@ -88,7 +93,7 @@ def test_each_member_is_as_likely_and_so_is_each_place() -> None:
 
 @pytest.mark.parametrize("sample", [sample_with_replacement, sample_without_replacement])
 def test_same_generator_gives_the_same_draw(
-    sample: type(sample_with_replacement),  # type: ignore[valid-type]
+    sample: Sample,
 ) -> None:
     case = Case(7, 4, 3)
     first = sample(flat_mask(case), 9, generator=case.generator())
@@ -97,7 +102,7 @@ def test_same_generator_gives_the_same_draw(
 
 
 @pytest.mark.parametrize("sample", [sample_with_replacement, sample_without_replacement])
-def test_mask_may_be_any_view(sample: type(sample_with_replacement)) -> None:  # type: ignore[valid-type]
+def test_mask_may_be_any_view(sample: Sample) -> None:
     case = Case(3, 4, 0)
     strided = flat_mask(case).T.contiguous().T
     actual = sample(strided, 9, generator=case.generator())

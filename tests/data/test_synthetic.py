@@ -94,12 +94,13 @@ class TestPaintScene:
         assert dict(zip(CLASSES, share > 0.007, strict=True)) == dict.fromkeys(CLASSES, True)
         assert share.max() < 0.4
 
-    def test_every_class_is_common_and_some_are_missing_at_times(
+    def test_every_class_is_in_many_scenes_and_missing_from_some(
         self, day_scenes: list[Scene]
     ) -> None:
+        """Otherwise the tags of an image would tell nothing."""
         seen = np.mean([np.isin(np.arange(len(CLASSES)), mask) for _, mask in day_scenes], axis=0)
-        assert (seen > 0.5).all()
-        assert (seen[CLASSES.index("car") :] < 1).any()  # tags would say nothing otherwise
+        assert (seen > 0.4).all()
+        assert (seen < 1).all()
 
     def test_sky_is_above_and_road_below(self, day_scenes: list[Scene]) -> None:
         masks = np.stack([mask for _, mask in day_scenes])

@@ -167,10 +167,12 @@ def test_anchor_left_out_gets_no_gradient() -> None:
 
 def test_loss_has_the_analytic_gradient_in_float64() -> None:
     keys = random_keys(Case(3, 1, 0), num_anchors=2, num_negatives=3, dtype=torch.float64)
-    inputs = [t.requires_grad_() for t in (keys.anchors, keys.positives, keys.negatives)]
-    assert torch.autograd.gradcheck(
-        lambda *tensors: contrastive_loss(*tensors, keys.active), inputs
-    )
+
+    def loss(anchors: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+        return contrastive_loss(anchors, positives, negatives, keys.active)
+
+    inputs = (keys.anchors, keys.positives, keys.negatives)
+    assert torch.autograd.gradcheck(loss, [tensor.requires_grad_() for tensor in inputs])
 
 
 def test_gradient_agrees_with_finite_differences_in_float32() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -34,8 +35,9 @@ def test_cross_entropy_equals_the_reference(case: Case) -> None:
 
 
 @pytest.mark.parametrize("loss_of", [cross_entropy, ohem_cross_entropy])
-def test_no_labeled_pixel_gives_zero_with_a_gradient_of_zero(loss_of: object) -> None:
-    assert callable(loss_of)
+def test_no_labeled_pixel_gives_zero_with_a_gradient_of_zero(
+    loss_of: Callable[..., torch.Tensor],
+) -> None:
     logits = Case(3, 4, 0).logits().requires_grad_()
     loss = loss_of(logits, torch.full((4, 4, 5), IGNORE), ignore_index=IGNORE)
     loss.backward()

@@ -29,14 +29,15 @@ def class_rank(probs: ClassMaps) -> RankMaps:
     return ranks
 
 
-def _where(like: ClassMaps | RankMaps, rule: Callable[[int, int, int, int], bool]) -> ClassMasks:
-    """Ask ``rule(b, c, y, x)`` at every place."""
+def _where(like: RankMaps | ClassMaps, rule: Callable[[int, int, int, int], bool]) -> ClassMasks:
+    """Ask ``rule(b, c, y, x)`` at every place of a [B][C][h][w] list."""
+    height, width = len(like[0][0]), len(like[0][0][0])
     return [
         [
-            [[rule(b, c, y, x) for x in range(len(row))] for y, row in enumerate(class_map)]
-            for c, class_map in enumerate(image)
+            [[rule(b, c, y, x) for x in range(width)] for y in range(height)]
+            for c in range(len(like[0]))
         ]
-        for b, image in enumerate(like)
+        for b in range(len(like))
     ]
 
 

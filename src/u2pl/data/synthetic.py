@@ -209,14 +209,21 @@ class _Camera:
 
 @dataclass(frozen=True)
 class _Street:
-    """The cross-section of the street, as x in metres from left to right, and its junction."""
+    """The cross-section of the street, as x in metres from left to right, and what it lacks.
+
+    Nearly every class is missing from some scenes, so that tags of an image tell something.
+    """
 
     left_front: float
     left_curb: float
     right_curb: float
     right_front: float
-    crossing: float | None  # z of the near edge of a crossing street
-    crossing_width: float
+    crossing: tuple[float, float] | None  # z of a crossing street's near and far edge
+    has_road: bool  # not on a square
+    has_pavement: bool  # not on a car park
+    has_houses: bool  # not in a park
+    has_woods: bool  # on the skyline
+    wall: float | None  # z of a house that closes the view; no sky is seen above it
 
 
 @dataclass(frozen=True)
@@ -433,13 +440,21 @@ def _lay_out_street(rng: np.random.Generator) -> _Street:
     left = -width * float(rng.uniform(0.05, 0.95))
     if rng.random() < 0.25:  # seen from the pavement on either side
         left = float(rng.choice([-width - 1.2, 1.2]))
+    near = float(rng.uniform(12, 35))
+    crossing = (near, near + float(rng.uniform(5, 9)))
+    surface = rng.random()
+    has_houses = bool(rng.random() < 0.82)
     return _Street(
         left_front=left - float(rng.uniform(2, 6)),
         left_curb=left,
         right_curb=left + width,
         right_front=left + width + float(rng.uniform(2, 6)),
-        crossing=float(rng.uniform(12, 35)) if rng.random() < 0.4 else None,
-        crossing_width=float(rng.uniform(5, 9)),
+        crossing=crossing if rng.random() < 0.35 else None,
+        has_road=bool(surface > 0.1),
+        has_pavement=bool(surface < 0.88),
+        has_houses=has_houses,
+        has_woods=bool(rng.random() < 0.4) or not has_houses,
+        wall=float(rng.uniform(14, 32)) if has_houses and rng.random() < 0.14 else None,
     )
 
 
@@ -481,19 +496,25 @@ def _paint_ground(scene: _Scene) -> None:
     # The distance code of the ground is set for each row later: see _develop.
     pavement, road = _at(_PAVEMENT, _PAVING, 0), _at(_ROAD, _ASPHALT, 0)
     pavement_color = scene.vary(scene.palette.pavements)
+    road_color = scene.vary(scene.palette.roads)
     edge = camera.horizon + camera.focal * camera.height / _FAR
     tilt = [edge + camera.roll * (u - camera.center) for u in (0, width)]
-    scene.polygon(
-        [(0, tilt[0]), (width, tilt[1]), (width, height), (0, height)], pavement_color, pavement
-    )
+    everywhere = [(0, tilt[0]), (width, tilt[1]), (width, height), (0, height)]
+    if not street.has_pavement:
+        scene.polygon(everywhere, road_color, road)
+        _paint_road_marks(scene, road)
+        _paint_blemishes(scene, road_color, road)
+        return
+    scene.polygon(everywhere, pavement_color, pavement)
     if scene.chance(0.6):
         _paint_slabs(scene, _shade(pavement_color, scene.between(0.7, 0.88)), pavement)
+    if not street.has_road:
+        return
     near = 0.8
     curb_color = _shade(pavement_color, scene.between(0.75, 1.3))
-    road_color = scene.vary(scene.palette.roads)
     bands = [(street.left_curb, street.right_curb, near, _FAR)]
     if street.crossing is not None:
-        bands.append((-70.0, 70.0, street.crossing, street.crossing + street.crossing_width))
+        bands.append((-70.0, 70.0, *street.crossing))
     for left, right, start, end in bands:
         curb = _ground_band(scene, left - 0.25, right + 0.25, max(near, start - 0.25), end + 0.25)
         scene.polygon(curb, curb_color, pavement)
@@ -536,7 +557,7 @@ def _paint_road_marks(scene: _Scene, road: _Paint) -> None:
         for x in (street.left_curb + 0.3, street.right_curb - 0.3):
             scene.polygon(_ground_band(scene, x - 0.06, x + 0.06, 1.0, 60.0), color, road)
     if scene.chance(0.35):
-        z = scene.between(4, 14) if street.crossing is None else street.crossing - 3.5
+        z = scene.between(4, 14) if street.crossing is None else street.crossing[0] - 3.5
         x = street.left_curb + 0.4
         while x < street.right_curb - 0.5:
             scene.polygon(_ground_quad(scene, x, x + 0.5, z, z + 2.6), color, road)
@@ -571,10 +592,10 @@ def _paint_backdrop(scene: _Scene) -> None:
     while x < _FAR:
         width = scene.between(6, 18)
         height = scene.between(2, 9)
-        if scene.chance(0.45):
+        if scene.street.has_houses and scene.chance(0.45):
             end = (x + width, _FAR)
             _paint_facade(scene, (x, _FAR), end, height * 1.6, scene.vary(scene.palette.buildings))
-        elif scene.chance(0.7):
+        elif scene.street.has_woods and scene.chance(0.8):
             color = scene.vary(scene.palette.trees)
             for _ in range(4):
                 center = scene.camera.project(x + width * scene.between(0, 1), height * 0.4, _FAR)
@@ -611,8 +632,11 @@ def _cast_shadows(scene: _Scene, image: Image.Image, things: Sequence[_Thing]) -
 def _paint_standing(scene: _Scene, things: Sequence[_Thing]) -> None:
     """Paint house rows and things together, from far to near."""
     strokes = [(thing.z, thing.paint) for thing in things]
-    strokes += _house_row(scene, -1)
-    strokes += _house_row(scene, 1)
+    if scene.street.has_houses:
+        strokes += _house_row(scene, -1)
+        strokes += _house_row(scene, 1)
+    if scene.street.wall is not None:
+        strokes.append((scene.street.wall, partial(_paint_wall, scene, scene.street.wall)))
     for _, paint in sorted(strokes, key=lambda stroke: -stroke[0]):
         paint()
 
@@ -628,19 +652,25 @@ def _house_row(scene: _Scene, side: int) -> Iterator[tuple[float, Callable[[], N
     light = 1 - 0.22 * scene.sun * side
     while z < end:
         length = scene.between(5, 14)
-        crossed = street.crossing is not None and (
-            z < street.crossing + street.crossing_width and z + length > street.crossing
-        )
-        if crossed:
-            z = street.crossing + street.crossing_width if street.crossing is not None else z
-        elif not scene.chance(gaps):
+        if street.crossing and street.crossing[0] - length < z < street.crossing[1]:
+            z = street.crossing[1]
+            continue
+        if not scene.chance(gaps):
             height = usual * scene.between(0.6, 1.5)
             x = front + side * (scene.between(0, 3) if scene.chance(0.2) else 0.0)
             color = scene.vary(scene.palette.buildings)
             yield z + length, partial(_paint_house, scene, side, x, z, length, height, color, light)
-            z += length
-        else:
-            z += length
+        z += length
+
+
+def _paint_wall(scene: _Scene, z: float) -> None:
+    """Paint a house across the whole view, higher than the view."""
+    camera = scene.camera
+    middle = -camera.bend * z * z
+    start = middle - 1.1 * camera.center / camera.focal * z
+    end = middle + 1.1 * (scene.size[1] - camera.center) / camera.focal * z
+    height = camera.height + 1.25 * camera.horizon / camera.focal * z
+    _paint_facade(scene, (start, z), (end, z), height, scene.vary(scene.palette.buildings))
 
 
 def _paint_house(
@@ -743,8 +773,10 @@ def _place_things(scene: _Scene) -> list[_Thing]:
     street, between = scene.street, scene.between
     things: list[_Thing] = []
 
-    def count(mean: float, least: int, most: int) -> range:
-        return range(int(np.clip(scene.rng.poisson(mean), least, most)))
+    def some(mean: float, most: int) -> range:
+        """Count none in three scenes of ten, and else one or more."""
+        more = int(scene.rng.poisson(mean - 1))
+        return range(0 if scene.chance(0.3) else min(1 + more, most))
 
     def add(
         x: float, near: float, far: float, make: Callable[[_Scene, float, float], _Thing]
@@ -758,25 +790,25 @@ def _place_things(scene: _Scene) -> list[_Thing]:
         offset = between(least, most)
         return street.left_curb - offset if scene.chance(0.5) else street.right_curb + offset
 
-    for _ in count(2.6, 0, 6):
+    for _ in some(3.0, 6):
         parked = between(0.2, 0.5) + 0.9
         lanes = (street.left_curb + parked, street.right_curb - parked)
         x = lanes[scene.rng.integers(2)] if scene.chance(0.6) else between(*lanes)
-        add(x, 5.0, 30, _car_along)
-    if scene.chance(0.3) or street.crossing is not None:
-        for _ in count(1.2, 0, 3):
+        if scene.chance(0.2):
             add(between(-8, 8), 7.5, 18, _car_across)
-    for _ in count(3.0, 0, 8):
+        else:
+            add(x, 5.0, 30, _car_along)
+    for _ in some(3.8, 8):
         x = beside(0.3, 3.0)
         if scene.chance(0.3):
             x = between(street.left_curb, street.right_curb)
-        add(x, 3.5, 15, _person)
-    for _ in count(4.0, 0, 8):
-        add(beside(0.6, 7.0), 4.5, 35, _tree)
-    for _ in count(2.6, 1, 6):
-        add(beside(0.2, 0.8), 3.5, 18, _pole)
-    for _ in count(2.2, 0, 5):
-        add(beside(0.2, 1.2), 3.5, 13, _sign)
+        add(x, 3.5, 12, _person)
+    for _ in some(5.0 if street.has_houses else 7.0, 9):
+        add(beside(0.6, 7.0), 4.5, 30, _tree)
+    for _ in some(2.8, 6):
+        add(beside(0.2, 0.8), 3.5, 15, _pole)
+    for _ in some(2.4, 5):
+        add(beside(0.2, 1.2), 3.5, 11, _sign)
     return things
 
 
@@ -832,8 +864,8 @@ def _car_along(scene: _Scene, x: float, z: float) -> _Thing:
 def _car_across(scene: _Scene, x: float, z: float) -> _Thing:
     """A car seen from the side."""
     shape = _CAR_SHAPES[scene.rng.choice((0, 0, 1, 1, 2))]
-    if scene.street.crossing is not None:
-        z = scene.street.crossing + scene.street.crossing_width * scene.between(0.2, 0.7)
+    if scene.street.crossing:
+        z = scene.between(*scene.street.crossing)
     paint = partial(_paint_car_across, scene, x, z, shape, scene.vary(_CAR_COLORS))
     return _Thing(x, z, shape.length, 1.7, shape.roof[2], paint)
 
@@ -1057,7 +1089,7 @@ def _paint_pole(scene: _Scene, x: float, z: float, height: float, kind: int) -> 
         return scene.camera.project(x + inward * dx, y, z)
 
     foot, top = at(0, 0), at(0, height)
-    scene.line([foot, top], scale * scene.between(0.13, 0.22), color, paint)
+    scene.line([foot, top], scale * scene.between(0.16, 0.26), color, paint)
     scene.line([foot, at(0, 0.6)], scale * 0.3, _shade(color, 0.8), paint)
     if kind == 0:
         arm = scene.between(0.6, 1.6)

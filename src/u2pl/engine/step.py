@@ -25,7 +25,7 @@ from u2pl.contrast import (
     tag_negative_mask,
     unlabeled_negative_mask,
 )
-from u2pl.data.batch import Batch, UnlabeledBatch
+from u2pl.data.batch import Batch, LabeledBatch, UnlabeledBatch
 from u2pl.data.loaders import derive_seed
 from u2pl.engine.optimizer import learning_rate_factor, set_learning_rate
 from u2pl.engine.state import TrainState
@@ -110,44 +110,29 @@ def training_step(
         Scalars on the device: the loss, its terms exactly as optimised, and counts. Nothing here
         waits for the device.
     """
-    method, train = config.method, config.train
-    semi_step = state.step - train.supervised_steps
+    semi_step = state.step - config.train.supervised_steps
     unlabeled = batch.unlabeled if semi_step >= 0 else None
-    generator = step_generator(train.seed, state.step, batch.labeled.images.device)
+    contrasted = config.method.contrastive_weight > 0 and semi_step >= 0
+    generator = step_generator(config.train.seed, state.step, batch.labeled.images.device)
     alpha = partition.unreliable_fraction(
         max(semi_step, 0),
-        max(train.steps - train.supervised_steps, 1),
-        initial=method.initial_unreliable_fraction,
+        max(config.train.steps - config.train.supervised_steps, 1),
+        initial=config.method.initial_unreliable_fraction,
     )
-
+    pseudo, pairs = None, None
     with torch.no_grad():
-        view_l, view_u = teacher_views(fabric, state, batch, unlabeled, config)
-        pseudo = (
-            pseudo_label(state, view_u, unlabeled, alpha, config, generator)
-            if unlabeled is not None and view_u is not None
-            else None
-        )
-        pairs = (
-            contrast_pairs(state, view_l, batch.labeled.labels, pseudo, config, generator)
-            if view_l is not None and semi_step >= 0
-            else None
-        )
+        labeled = batch.labeled if contrasted else None
+        view_l, view_u = teacher_views(fabric, state, labeled, unlabeled)
+        if unlabeled is not None and view_u is not None:
+            pseudo = pseudo_label(state, view_u, unlabeled, alpha, config, generator)
+        if view_l is not None:
+            labels = batch.labeled.labels
+            pairs = contrast_pairs(state, view_l, labels, pseudo, config, generator)
 
-    factor = learning_rate_factor(
-        state.step,
-        train.steps,
-        power=config.optimizer.poly_power,
-        warmup_steps=config.optimizer.lr_warmup_steps,
-    )
-    set_learning_rate(state.optimizer, factor)
-    terms = backward_in_parts(fabric, state, batch, pseudo, pairs, config)
-    if config.optimizer.max_grad_norm is not None:
-        fabric.clip_gradients(
-            state.student, state.optimizer, max_norm=config.optimizer.max_grad_norm
-        )
-    state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
-    follow(state.teacher, state.student, decay=teacher_decay(semi_step, maximum=method.ema_decay))
+    terms = backward_in_parts(fabric, state, batch.labeled, pseudo, pairs, config)
+    update_student(fabric, state, config)
+    decay = teacher_decay(semi_step, maximum=config.method.ema_decay)
+    follow(state.teacher, state.student, decay=decay)
     state.step += 1
     return terms | counts(pseudo, pairs, state, alpha)
 
@@ -161,31 +146,35 @@ def step_generator(seed: int, step: int, device: torch.device) -> torch.Generato
 def teacher_views(
     fabric: Fabric,
     state: TrainState,
-    batch: Batch,
+    labeled: LabeledBatch | None,
     unlabeled: UnlabeledBatch | None,
-    config: Config,
 ) -> tuple[TeacherView | None, TeacherView | None]:
     """One pass of the teacher over labelled images and weak views together.
 
     Pseudo-label, entropy, rank and key of a pixel thus come from the same prediction. (The
     authors' code takes keys and entropies from a second pass, over mixed images in train mode.)
 
+    Args:
+        fabric: precision.
+        state: holds the teacher.
+        labeled: None without contrast, which alone needs the teacher's word on labelled images.
+        unlabeled: None without unlabelled images.
+
     Returns:
-        The labelled view, None without contrast, and the unlabelled one, None without images.
+        A view of each half that was given; without contrast its features have no channel.
     """
-    contrast = config.method.contrastive_weight > 0
-    images = [batch.labeled.images] if contrast else []
+    images = [] if labeled is None else [labeled.images]
     images += [] if unlabeled is None else [unlabeled.weak]
     if not images:
         return None, None
     with fabric.autocast():
-        logits, features = state.teacher(torch.cat(images), with_features=contrast)
+        logits, features = state.teacher(torch.cat(images), with_features=labeled is not None)
     logits = logits.float()
     features = logits[:, :0] if features is None else features.float()
-    num_labeled = batch.labeled.images.shape[0] if contrast else 0
-    view_l = TeacherView(logits[:num_labeled], features[:num_labeled]) if contrast else None
-    view_u = TeacherView(logits[num_labeled:], features[num_labeled:])
-    return view_l, view_u if unlabeled is not None else None
+    split = 0 if labeled is None else len(labeled.images)
+    view_l = None if labeled is None else TeacherView(logits[:split], features[:split])
+    view_u = None if unlabeled is None else TeacherView(logits[split:], features[split:])
+    return view_l, view_u
 
 
 def pseudo_label(
@@ -307,7 +296,7 @@ def contrast_pairs(
 def backward_in_parts(
     fabric: Fabric,
     state: TrainState,
-    batch: Batch,
+    labeled: LabeledBatch,
     pseudo: PseudoLabels | None,
     pairs: ContrastPairs | None,
     config: Config,
@@ -318,13 +307,13 @@ def backward_in_parts(
     whole's; only BatchNorm sees the parts.
     """
     num_parts, ignore_index = config.train.accumulation, state.ignore_index
-    num_labeled = (batch.labeled.labels != ignore_index).sum()
-    zero = torch.zeros((), device=batch.labeled.images.device)
+    num_labeled = (labeled.labels != ignore_index).sum()
+    zero = torch.zeros((), device=labeled.images.device)
     totals = dict.fromkeys(("loss", "loss_s", "loss_u", "loss_c"), zero)
     for part in range(num_parts):
         images, labels = (
-            batch.labeled.images[part::num_parts],
-            batch.labeled.labels[part::num_parts],
+            labeled.images[part::num_parts],
+            labeled.labels[part::num_parts],
         )
         size, split = (images.shape[-2], images.shape[-1]), images.shape[0]
         if pseudo is not None:
@@ -341,9 +330,9 @@ def backward_in_parts(
                 num_pixels=pseudo.num_kept,
             )
         if pairs is not None:
-            rows_l = torch.arange(len(batch.labeled.images))[part::num_parts]
+            rows_l = torch.arange(len(labeled.images))[part::num_parts]
             rows_u = torch.arange(0 if pseudo is None else len(pseudo.images))[part::num_parts]
-            rows = torch.cat([rows_l, len(batch.labeled.images) + rows_u])
+            rows = torch.cat([rows_l, len(labeled.images) + rows_u])
             terms["loss_c"] = contrast_of_part(pairs, features, rows, config)
         loss = terms["loss_s"] + terms.get("loss_u", zero)
         loss = loss + config.method.contrastive_weight * terms.get("loss_c", zero)
@@ -351,6 +340,22 @@ def backward_in_parts(
         for name, value in {"loss": loss, **terms}.items():
             totals[name] = totals[name] + value.detach()
     return totals
+
+
+def update_student(fabric: Fabric, state: TrainState, config: Config) -> None:
+    """Clip where asked, and make the optimiser's step at this step's learning rate."""
+    settings = config.optimizer
+    factor = learning_rate_factor(
+        state.step,
+        config.train.steps,
+        power=settings.poly_power,
+        warmup_steps=settings.lr_warmup_steps,
+    )
+    set_learning_rate(state.optimizer, factor)
+    if settings.max_grad_norm is not None:
+        fabric.clip_gradients(state.student, state.optimizer, max_norm=settings.max_grad_norm)
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
 
 
 def supervised_loss(
