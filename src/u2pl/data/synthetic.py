@@ -162,13 +162,13 @@ class Style:
 
     palette: str = "midday"
     light: float = 1.0
-    light_spread: float = 0.3
+    light_spread: float = 0.22
     saturation: float = 0.95
     hue_shift: float = 0.0
     warmth: float = 0.0
     texture: float = 1.0
-    haze: float = 0.6
-    noise: float = 0.015
+    haze: float = 0.5
+    noise: float = 0.012
     clutter: float = 1.0
     lit: float = 0.04
 
@@ -506,12 +506,12 @@ def _paint_ground(scene: _Scene) -> None:
         _paint_blemishes(scene, road_color, road)
         return
     scene.polygon(everywhere, pavement_color, pavement)
-    if scene.chance(0.6):
+    if scene.chance(0.8):
         _paint_slabs(scene, _shade(pavement_color, scene.between(0.7, 0.88)), pavement)
     if not street.has_road:
         return
     near = 0.8
-    curb_color = _shade(pavement_color, scene.between(0.75, 1.3))
+    curb_color = _shade(pavement_color, 1.25 if scene.chance(0.6) else 0.7)
     bands = [(street.left_curb, street.right_curb, near, _FAR)]
     if street.crossing is not None:
         bands.append((-70.0, 70.0, *street.crossing))
@@ -806,7 +806,7 @@ def _place_things(scene: _Scene) -> list[_Thing]:
     for _ in some(5.0 if street.has_houses else 7.0, 9):
         add(beside(0.6, 7.0), 4.5, 30, _tree)
     for _ in some(2.8, 6):
-        add(beside(0.2, 0.8), 3.5, 15, _pole)
+        add(beside(0.2, 0.8), 3.5, 12, _pole)
     for _ in some(2.4, 5):
         add(beside(0.2, 1.2), 3.5, 11, _sign)
     return things
@@ -1057,7 +1057,7 @@ def _paint_branches(
 ) -> None:
     """Paint a branch and, from its end, the thinner ones that leave it."""
     end = (start[0] + length * math.cos(angle), start[1] - length * math.sin(angle))
-    scene.line([start, end], length * 0.16, color, paint)
+    scene.line([start, end], length * 0.2, color, paint)
     if levels == 0 or length < 2:
         return
     for turn in (-1, 1):
@@ -1089,7 +1089,7 @@ def _paint_pole(scene: _Scene, x: float, z: float, height: float, kind: int) -> 
         return scene.camera.project(x + inward * dx, y, z)
 
     foot, top = at(0, 0), at(0, height)
-    scene.line([foot, top], scale * scene.between(0.16, 0.26), color, paint)
+    scene.line([foot, top], scale * scene.between(0.2, 0.3), color, paint)
     scene.line([foot, at(0, 0.6)], scale * 0.3, _shade(color, 0.8), paint)
     if kind == 0:
         arm = scene.between(0.6, 1.6)
@@ -1125,7 +1125,7 @@ def _paint_sign(scene: _Scene, x: float, z: float, height: float) -> None:
     radius = scene.between(0.4, 0.6)
     project = scene.camera.project
     ends = [project(x, 0, z), project(x, height + radius, z)]
-    scene.line(ends, scene.camera.focal / z * 0.13, scene.vary(_POLE_COLORS), post)
+    scene.line(ends, scene.camera.focal / z * 0.16, scene.vary(_POLE_COLORS), post)
     corners, turn = ((24, 0.0), (3, 90.0), (3, 270.0), (4, 0.0), (8, 22.5), (4, 45.0))[
         scene.rng.integers(6)
     ]
@@ -1152,7 +1152,7 @@ def _paint_direction_board(scene: _Scene, x: float, z: float, height: float) -> 
     metal = scene.vary(_POLE_COLORS)
     for dx in (-half * 0.7, half * 0.7):
         ends = [project(x + dx, 0, z), project(x + dx, height, z)]
-        scene.line(ends, scene.camera.focal / z * 0.1, metal, post)
+        scene.line(ends, scene.camera.focal / z * 0.14, metal, post)
 
     def plate(left: float, right: float, low: float, high: float, tone: _Color) -> None:
         points = ((left, low), (right, low), (right, high), (left, high))
@@ -1187,8 +1187,8 @@ def _develop(
     noise = rng.standard_normal(image.shape, np.float32)
     image = image + noise * np.float32(style.noise * rng.uniform(0.3, 1.6))
     photograph = Image.fromarray(np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8))
-    if rng.random() < 0.4:
-        photograph = photograph.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 0.8))))
+    if rng.random() < 0.25:
+        photograph = photograph.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 0.7))))
     return np.array(photograph), mask
 
 
@@ -1208,9 +1208,9 @@ def _grade(image: _Floats, glow: _Bytes, style: Style, rng: np.random.Generator)
     """Apply exposure, contrast, colour and vignetting; what glows stays as bright as painted."""
     height, width = image.shape[:2]
     exposure = style.light * rng.uniform(1 - style.light_spread, 1 + style.light_spread)
-    contrast = rng.uniform(0.75, 1.25)
+    contrast = rng.uniform(0.85, 1.2)
     matrix = _color_matrix(
-        saturation=style.saturation * rng.uniform(0.6, 1.25),
+        saturation=style.saturation * rng.uniform(0.7, 1.2),
         degrees=style.hue_shift + rng.normal(0, 5),
         warmth=style.warmth + rng.normal(0, 0.08),
     )

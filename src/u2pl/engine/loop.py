@@ -86,7 +86,9 @@ def fit(
     check_against_data(config, dataset)
     if config.train.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
-    fabric = Fabric(accelerator="auto", devices=1, precision=choose_precision(config))
+    # not "auto": the equations use float64 here and there, which Apple's GPUs do not have
+    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    fabric = Fabric(accelerator=accelerator, devices=1, precision=choose_precision(config))
     state = initial_state(config, dataset.num_classes, dataset.ignore_index, fabric.device)
     state.student, state.optimizer = fabric.setup(state.student, state.optimizer)
     best: dict[str, Any] = {"step": 0, "miou": -1.0}

@@ -371,7 +371,7 @@ def supervised_loss(
         labels,
         ignore_index=state.ignore_index,
         threshold=config.train.ohem_threshold,
-        min_kept=config.train.ohem_min_kept // config.train.accumulation,
+        min_kept=max(1, config.train.ohem_min_kept // config.train.accumulation),
     )
     return mean / config.train.accumulation
 

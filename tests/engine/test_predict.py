@@ -1,0 +1,301 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from factories import write_dataset
+from tiny import tiny_overrides
+from u2pl import evaluate, load, train
+from u2pl.data.sources import load_dataset
+from u2pl.engine.checkpoint import load_weights, save_weights
+from u2pl.engine.predict import SegmentationModel, find_images, load_model, predict_images
+from u2pl.engine.run_folder import RunFolder
+from u2pl.errors import UserError
+
+ALL = ("masks", "overlays", "entropy", "reliable")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that is trained enough to tell classes apart."""
+    root = tmp_path_factory.mktemp("predict")
+    dataset = write_dataset(root / "data", num_val=3)
+    overrides = tiny_overrides(train__steps=12, train__eval_every=6, method__mix_probability=0.5)
+    train(dataset, recipe="demo", out=root / "run", overrides=overrides)
+    return root / "run"
+
+
+@pytest.fixture(scope="module")
+def model(run: Path) -> SegmentationModel:
+    return load_model(run)
+
+
+def write_images(folder: Path, *names: str, size: tuple[int, int] = (33, 47)) -> Path:
+    rng = np.random.default_rng(0)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(image).save(folder / name)
+    return folder
+
+
+def pictures(out: Path) -> set[str]:
+    return {file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file()}
+
+
+# one image
+
+
+@pytest.mark.parametrize("size", [(40, 56), (33, 47), (9, 64)])
+def test_prediction_has_the_size_of_the_image(
+    model: SegmentationModel, size: tuple[int, int], tmp_path: Path
+) -> None:
+    file = write_images(tmp_path, "a.png", size=size) / "a.png"
+    mask, entropy, reliable = model.predict(file)
+    assert mask.shape == entropy.shape == reliable.shape == size
+    assert (mask.dtype, entropy.dtype, reliable.dtype) == (np.uint8, np.float32, np.bool_)
+    assert mask.max() < 3
+    assert entropy.min() >= 0
+    assert entropy.max() <= math.log(3) + 1e-5
+    assert np.array_equal(reliable, entropy <= model.card.reliable_entropy)
+    again = model.predict(np.asarray(Image.open(file)))
+    assert np.array_equal(again.mask, mask)
+
+
+def test_reliable_pixels_of_val_are_the_share_that_the_run_says(
+    model: SegmentationModel, run: Path
+) -> None:
+    dataset = load_dataset(RunFolder(run).dataset)
+    reliable = np.concatenate([model.predict(s.image).reliable.ravel() for s in dataset.val])
+    assert reliable.mean() == pytest.approx(0.8, abs=0.01)
+
+
+@pytest.mark.parametrize("protocol", ["whole", "slide"])
+def test_predictions_are_those_that_were_scored(run: Path, protocol: str, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    card = json.loads((copy / "model.json").read_text())
+    (copy / "model.json").write_text(json.dumps(card | {"protocol": protocol}))
+    scored = evaluate(copy, protocol=protocol)
+    model, dataset = load(copy), load_dataset(RunFolder(copy).dataset)
+    table = np.zeros((3, 3), int)
+    for sample in dataset.val:
+        assert sample.mask is not None
+        np.add.at(table, (dataset.read_mask(sample.mask), model.predict(sample.image).mask), 1)
+    assert scored["confusion"] == table.tolist()
+    assert scored["protocol"] == protocol
+
+
+def test_forward_gives_logits_at_the_images_size(model: SegmentationModel) -> None:
+    images = torch.rand(2, 3, 30, 41)
+    assert model(images).shape == (2, 3, 30, 41)
+    assert not model(images).requires_grad
+    assert not model.training
+
+
+def test_file_that_is_no_image_is_named(model: SegmentationModel, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("no image")
+    with pytest.raises(UserError, match=r"a\.png: the file is not an image"):
+        model.predict(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"none\.png: the file does not exist"):
+        model.predict(tmp_path / "none.png")
+
+
+# loading
+
+
+def test_weights_and_checkpoints_are_told_apart(run: Path) -> None:
+    ema, student = load_model(run), load_model(run, weights="student")
+    assert ema.classes == ("ground", "wall", "tree")
+    name = "segmentation_head.3.weight"
+    assert torch.equal(
+        ema.network.state_dict()[name], load_weights(RunFolder(run).weights("ema"))[name]
+    )
+    assert not torch.equal(ema.network.state_dict()[name], student.network.state_dict()[name])
+    best = load_model(run, checkpoint="best")
+    state = torch.load(RunFolder(run).checkpoint("best"), weights_only=True)
+    assert best.card.step == state["step"]
+    assert torch.equal(best.network.state_dict()[name], state["teacher"][name])
+
+
+def test_loading_needs_no_pretrained_weights(run: Path, tmp_path: Path) -> None:
+    """A run that started from a file of ImageNet weights is loaded where the file is gone."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    card = json.loads((copy / "model.json").read_text())
+    card["model"] |= {"pretrained": True, "weights": "/gone/encoder.safetensors"}
+    (copy / "model.json").write_text(json.dumps(card))
+    assert load_model(copy).card.step == 12
+
+
+def test_folder_without_a_run_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no run"):
+        load_model(tmp_path)
+
+
+def test_unfinished_run_is_told(run: Path, tmp_path: Path) -> None:
+    shutil.copy(run / "config.yaml", tmp_path)
+    with pytest.raises(UserError, match=r"has no model\.json yet; it is written when training"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "3", '{"model": 5}'])
+def test_damaged_description_is_told(run: Path, tmp_path: Path, text: str) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "model.json").write_text(text)
+    with pytest.raises(UserError):
+        load_model(copy)
+
+
+def test_description_of_another_network_is_told(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    card = json.loads((copy / "model.json").read_text())
+    card["model"]["feature_size"] = 16
+    (copy / "model.json").write_text(json.dumps(card))
+    with pytest.raises(UserError):
+        load_model(copy)
+
+
+def test_damaged_and_foreign_weights_are_told(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    file = RunFolder(copy).weights("ema")
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"The weights .* cannot be read"):
+        load_model(copy)
+    file.unlink()
+    with pytest.raises(UserError, match="There are no weights at"):
+        load_model(copy)
+
+
+def test_weights_of_another_network_are_told(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    save_weights(RunFolder(copy).weights("ema"), {"other": torch.zeros(2)})
+    with pytest.raises(UserError):
+        load_model(copy)
+
+
+# many images
+
+
+def test_names_and_subfolders_are_kept(model: SegmentationModel, tmp_path: Path) -> None:
+    source = write_images(tmp_path / "in", "a.png", "sub/b.jpg", "sub/deep/a.png")
+    (source / "notes.txt").write_text("no image")
+    seen: list[tuple[int, int]] = []
+    result = predict_images(
+        model, source, tmp_path / "out", kinds=ALL, on_image=lambda *n: seen.append(n)
+    )
+    names = ("a.png", "sub/b.png", "sub/deep/a.png")
+    assert pictures(tmp_path / "out") == {f"{kind}/{name}" for kind in ALL for name in names}
+    assert result["images"] == 3
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert 0 <= result["reliable_share"] <= 1
+
+
+def test_pictures_show_what_was_predicted(model: SegmentationModel, tmp_path: Path) -> None:
+    source = write_images(tmp_path / "in", "a.png")
+    predict_images(model, source, tmp_path / "out", kinds=ALL)
+    prediction = model.predict(source / "a.png")
+    with Image.open(tmp_path / "out/masks/a.png") as mask:
+        assert mask.mode == "P"
+        assert np.array_equal(np.asarray(mask), prediction.mask)
+        palette = mask.getpalette()
+    assert palette is not None
+    assert [tuple(palette[3 * i : 3 * i + 3]) for i in range(3)] == list(model.card.colors)
+    with Image.open(tmp_path / "out/reliable/a.png") as reliable:
+        assert np.array_equal(np.asarray(reliable) == 255, prediction.reliable)
+        assert set(np.unique(reliable)) <= {0, 255}
+    for kind in ("overlays", "entropy"):
+        with Image.open(tmp_path / f"out/{kind}/a.png") as picture:
+            assert (picture.mode, picture.size) == ("RGB", (47, 33))
+
+
+def test_more_images_than_are_read_ahead_come_in_order(
+    model: SegmentationModel, tmp_path: Path
+) -> None:
+    names = [f"{i:02d}.png" for i in range(11)]
+    source = tmp_path / "in"
+    for i, name in enumerate(names):
+        write_images(source, name, size=(16 + i, 20))
+    result = predict_images(model, source, tmp_path / "out", kinds=["masks"])
+    assert result["images"] == 11
+    for i, name in enumerate(names):
+        with Image.open(tmp_path / "out/masks" / name) as mask:
+            assert mask.size == (20, 16 + i)
+
+
+def test_one_file_is_enough(model: SegmentationModel, tmp_path: Path) -> None:
+    source = write_images(tmp_path / "in", "a.png", "b.png")
+    predict_images(model, source / "b.png", tmp_path / "out", kinds=["masks"])
+    assert pictures(tmp_path / "out") == {"masks/b.png"}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("*.png", ["a.png"]),
+        ("**/*.png", ["a.png", "sub/b.png"]),
+        ("s*/?.png", ["sub/b.png"]),
+        ("*.[jp][pn]g", ["a.png", "c.jpg"]),
+    ],
+)
+def test_globs_name_files_below_their_fixed_folder(
+    tmp_path: Path, pattern: str, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_images(tmp_path / "in", "a.png", "sub/b.png", "c.jpg")
+    assert find_images(source / pattern) == (source, [source / name for name in names]) or (
+        pattern.startswith("s*")
+    )
+    monkeypatch.chdir(source)
+    base, files = find_images(Path(pattern))
+    assert [file.relative_to(base).as_posix() for file in files] == names
+
+
+def test_source_that_is_nowhere_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="There is no image and no folder"):
+        find_images(tmp_path / "none")
+    with pytest.raises(UserError, match="There is no image and no folder"):
+        find_images(tmp_path / "none" / "*.png")
+
+
+def test_source_without_an_image_is_told(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("")
+    for source in (tmp_path, tmp_path / "*.png"):
+        with pytest.raises(UserError, match=r"Found no image in .*; expected \.bmp, \.jpeg"):
+            find_images(source)
+
+
+def test_two_images_of_one_name_are_refused_before_any_work(
+    model: SegmentationModel, tmp_path: Path
+) -> None:
+    source = write_images(tmp_path / "in", "sub/a.jpg", "sub/a.png")
+    with pytest.raises(UserError, match=r"a\.jpg and .*a\.png would both be written as sub/a\.png"):
+        predict_images(model, source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_image_in_a_folder_is_named(model: SegmentationModel, tmp_path: Path) -> None:
+    source = write_images(tmp_path / "in", "a.png", "b.png")
+    os.truncate(source / "b.png", 200)
+    with pytest.raises(UserError, match=r"b\.png: "):
+        predict_images(model, source, tmp_path / "out", kinds=["masks"])
+
+
+def test_output_that_cannot_be_a_folder_is_told(model: SegmentationModel, tmp_path: Path) -> None:
+    source = write_images(tmp_path / "in", "a.png")
+    (tmp_path / "out").write_text("a file stands here")
+    with pytest.raises(UserError, match="out"):
+        predict_images(model, source, tmp_path / "out", kinds=["masks"])
+
+
+def test_unknown_kind_of_picture_is_refused(model: SegmentationModel, tmp_path: Path) -> None:
+    source = write_images(tmp_path / "in", "a.png")
+    wrong: Any = ["mask"]
+    with pytest.raises((UserError, ValueError), match="mask"):
+        predict_images(model, source, tmp_path / "out", kinds=wrong)

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import torch
+
+from tiny import IGNORE, tiny_batch, tiny_config, tiny_state
+from u2pl.engine.state import initial_state, queue_capacities
+from u2pl.engine.step import training_step
+
+
+def test_background_class_has_the_longer_queue() -> None:
+    config = tiny_config(method__background_class=1, method__background_queue_size=99)
+    assert queue_capacities(config, 3) == [64, 99, 64]
+    assert queue_capacities(tiny_config(), 3) == [64, 64, 64]
+
+
+def test_without_contrast_no_memory_is_spent() -> None:
+    config = tiny_config(method__contrastive_weight=0, method__background_class=1)
+    assert queue_capacities(config, 3) == [1, 1, 1]
+
+
+def test_first_weights_depend_on_the_seed_alone() -> None:
+    torch.manual_seed(1)
+    first = tiny_state(tiny_config())[1].student.state_dict()
+    torch.manual_seed(2)
+    second = tiny_state(tiny_config())[1].student.state_dict()
+    other = tiny_state(tiny_config(train__seed=1))[1].student.state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not torch.equal(
+        first["encoder.stages.0.0.0.weight"], other["encoder.stages.0.0.0.weight"]
+    )
+
+
+def test_teacher_is_a_frozen_copy_in_evaluation_mode() -> None:
+    state = tiny_state(tiny_config())[1]
+    assert not state.teacher.training
+    assert not any(p.requires_grad for p in state.teacher.parameters())
+    assert all(p.requires_grad for p in state.student.parameters())
+    ours, theirs = state.teacher.state_dict(), state.student.state_dict()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_memory_starts_empty_with_the_configured_sizes() -> None:
+    config = tiny_config(method__queue_dtype="bfloat16", method__prototype_momentum=0.5)
+    state = initial_state(config, 3, IGNORE, torch.device("cpu"))
+    assert state.queues.keys.shape == (3 * 64, 8)
+    assert state.queues.keys.dtype == torch.bfloat16
+    assert not state.queues.num_keys.any()
+    assert state.prototypes.vectors.shape == (3, 8)
+    assert state.prototypes.momentum == 0.5
+    assert state.step == 0
+
+
+def test_channels_last_is_a_setting() -> None:
+    for wanted in (True, False):
+        state = initial_state(
+            tiny_config(train__channels_last=wanted), 3, IGNORE, torch.device("cpu")
+        )
+        weights = [p for p in state.student.parameters() if p.ndim == 4 and p.shape[2] == 3]
+        found = all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
+        assert found is wanted
+
+
+def test_state_dict_restores_everything_a_step_changes() -> None:
+    config = tiny_config()
+    fabric, state = tiny_state(config)
+    for seed in range(2):
+        training_step(fabric, state, tiny_batch(seed=seed), config)
+    _, other = tiny_state(config)
+    other.load_state_dict(state.state_dict())
+    assert other.step == 2
+    for name in ("student", "teacher", "queues", "prototypes"):
+        ours, theirs = getattr(state, name).state_dict(), getattr(other, name).state_dict()
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
+    moments = [s["exp_avg"] for s in other.optimizer.state_dict()["state"].values()]
+    expected = [s["exp_avg"] for s in state.optimizer.state_dict()["state"].values()]
+    assert len(moments) > 20
+    assert all(torch.equal(a, b) for a, b in zip(moments, expected, strict=True))

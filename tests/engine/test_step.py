@@ -1,0 +1,356 @@
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tiny import IGNORE, NUM_CLASSES, SIZE, tiny_batch, tiny_config, tiny_state
+from u2pl.config import Config
+from u2pl.data.batch import Batch
+from u2pl.engine import step as step_module
+from u2pl.engine.state import TrainState
+from u2pl.engine.step import PseudoLabels, training_step
+from u2pl.partition import prediction_entropy
+
+
+def run(
+    config: Config, *, steps: int = 2, batch: Batch | None = None
+) -> tuple[TrainState, list[dict[str, float]]]:
+    """Make some steps; the state and each step's numbers."""
+    fabric, state = tiny_state(config)
+    rows = []
+    for t in range(steps):
+        values = training_step(fabric, state, batch or tiny_batch(seed=t), config)
+        rows.append({name: value.item() for name, value in values.items()})
+    return state, rows
+
+
+def spy(monkeypatch: pytest.MonkeyPatch, name: str) -> list[tuple[dict[str, Any], Any]]:
+    """Record arguments and result of each call of one of the step's functions."""
+    original: Callable[..., Any] = getattr(step_module, name)
+    signature, calls = inspect.signature(original), []
+
+    def recording(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        calls.append((dict(signature.bind(*args, **kwargs).arguments), result))
+        return result
+
+    monkeypatch.setattr(step_module, name, recording)
+    return calls
+
+
+def with_unlabeled(batch: Batch, **changes: Any) -> Batch:
+    assert batch.unlabeled is not None
+    return Batch(batch.labeled, dataclasses.replace(batch.unlabeled, **changes))
+
+
+# what is optimised is what is returned
+
+
+@pytest.mark.parametrize("weight", [0.1, 0.7])
+def test_loss_is_the_sum_of_the_returned_terms(weight: float) -> None:
+    _, rows = run(tiny_config(method__contrastive_weight=weight), steps=3)
+    for row in rows:
+        total = row["loss_s"] + row["loss_u"] + weight * row["loss_c"]
+        assert row["loss"] == pytest.approx(total, rel=1e-5)
+        assert min(row["loss_s"], row["loss_u"], row["loss_c"]) > 0
+
+
+def test_loss_given_to_backward_is_the_returned_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config(train__accumulation=2)
+    fabric, state = tiny_state(config)
+    parts: list[Tensor] = []
+    backward = fabric.backward
+
+    def recording(loss: Tensor) -> None:
+        parts.append(loss.detach().clone())
+        backward(loss)
+
+    monkeypatch.setattr(fabric, "backward", recording)
+    values = training_step(fabric, state, tiny_batch(), config)
+    assert len(parts) == 2
+    torch.testing.assert_close(values["loss"], parts[0] + parts[1])
+
+
+def test_unsupervised_weight_multiplies_the_mean_over_kept_pixels() -> None:
+    rows = [run(tiny_config(method__unsupervised_weight=eta), steps=1)[1][0] for eta in (1, 3)]
+    assert rows[1]["loss_u"] == pytest.approx(3 * rows[0]["loss_u"], rel=1e-5)
+    assert rows[0]["unsupervised_weight"] == pytest.approx(1 / rows[0]["reliable_share"], rel=1e-5)
+
+
+def test_symmetric_weight_0_is_plain_cross_entropy() -> None:
+    plain, both = (
+        run(tiny_config(method__symmetric_weight=weight), steps=1)[1][0]["loss_u"]
+        for weight in (0.0, 0.1)
+    )
+    assert 0 < plain < both
+
+
+def test_steps_bring_the_supervised_loss_down() -> None:
+    _, rows = run(tiny_config(train__steps=30), steps=30, batch=tiny_batch())
+    assert rows[-1]["loss_s"] < 0.75 * rows[0]["loss_s"]
+
+
+# one step leaves everything where it should be
+
+
+def test_step_moves_state_forward_and_leaves_no_gradient() -> None:
+    state, rows = run(tiny_config(), steps=2)
+    assert state.step == 2
+    assert all(p.grad is None for p in state.student.parameters())
+    assert state.queues.num_keys.sum() > 0
+    assert state.prototypes.seen.any()
+    assert 0 < rows[-1]["queue_fill"] <= 1
+    assert rows[-1]["active_classes"] <= NUM_CLASSES
+
+
+def test_same_seed_gives_the_same_step_whatever_the_global_generator() -> None:
+    config = tiny_config()
+    torch.manual_seed(1)
+    first, rows = run(config)
+    torch.manual_seed(2)
+    second, others = run(config)
+    assert rows == others
+    ours, theirs = first.student.state_dict(), second.student.state_dict()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_other_seed_gives_another_step() -> None:
+    (first,), (second,) = (run(tiny_config(train__seed=s), steps=1)[1] for s in (0, 1))
+    assert first["loss"] != second["loss"]
+
+
+def test_partition_tightens_over_the_semi_supervised_steps() -> None:
+    config = tiny_config(train__steps=6, train__supervised_steps=2)
+    _, rows = run(config, steps=6)
+    alphas = [row["unreliable_fraction"] for row in rows[2:]]
+    assert alphas == pytest.approx([0.2, 0.15, 0.1, 0.05])
+    assert [row["reliable_share"] for row in rows[2:]] == pytest.approx(
+        [0.8, 0.85, 0.9, 0.95], abs=0.01
+    )
+
+
+def test_gradients_are_clipped_to_the_norm() -> None:
+    config = tiny_config(
+        optimizer__max_grad_norm=1e-3,
+        optimizer__name="sgd",
+        optimizer__momentum=0.0,
+        optimizer__weight_decay=0.0,
+        optimizer__lr=1.0,
+        optimizer__head_lr_factor=1.0,
+    )
+    fabric, state = tiny_state(config)
+    before = [p.detach().clone() for p in state.student.parameters()]
+    training_step(fabric, state, tiny_batch(), config)
+    moved = [(p - q).norm() for p, q in zip(state.student.parameters(), before, strict=True)]
+    assert torch.stack(moved).norm().item() == pytest.approx(1e-3, rel=0.02)
+
+
+# the halves of the batch
+
+
+def test_warm_up_sees_labelled_images_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = spy(monkeypatch, "pseudo_label")
+    _, rows = run(tiny_config(train__supervised_steps=2), steps=3)
+    assert [row["loss_u"] for row in rows[:2]] == [0, 0]
+    assert [row["loss_c"] for row in rows[:2]] == [0, 0]
+    assert "reliable_share" not in rows[1]
+    assert rows[2]["loss_u"] > 0
+    assert len(calls) == 1
+
+
+def test_warm_up_does_not_depend_on_the_unlabelled_images() -> None:
+    config = tiny_config(train__supervised_steps=1)
+    batch = tiny_batch()
+    dark = with_unlabeled(batch, weak=torch.zeros(2, 3, *SIZE), strong=(torch.zeros(2, 3, *SIZE),))
+    weights = [run(config, steps=1, batch=b)[0].student.state_dict() for b in (batch, dark)]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_batch_without_unlabelled_images_still_contrasts() -> None:
+    state, rows = run(tiny_config(), batch=tiny_batch(num_unlabeled=None))
+    assert [row["loss_u"] for row in rows] == [0, 0]
+    assert rows[1]["loss_c"] > 0
+    assert state.queues.num_keys.sum() > 0
+
+
+def test_without_contrast_queues_and_prototypes_stay_empty() -> None:
+    state, rows = run(tiny_config(method__contrastive_weight=0.0))
+    assert [row["loss_c"] for row in rows] == [0, 0]
+    assert not state.queues.num_keys.any()
+    assert not state.prototypes.seen.any()
+    assert "queue_fill" not in rows[0]
+    assert rows[0]["loss_u"] > 0
+
+
+def test_halves_may_have_different_sizes() -> None:
+    for num_labeled, num_unlabeled in ((3, 1), (1, 3)):
+        batch = tiny_batch(num_labeled=num_labeled, num_unlabeled=num_unlabeled)
+        _, rows = run(tiny_config(), batch=batch)
+        assert all(math.isfinite(value) for value in rows[-1].values())
+
+
+# mixing
+
+
+@pytest.mark.parametrize("mixing", ["cutmix", "cutout", "classmix", "none"])
+def test_each_mixing_keeps_images_and_targets_together(
+    mixing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = spy(monkeypatch, "pseudo_label")
+    config = tiny_config(
+        method__mixing=mixing, method__mix_probability=1.0, method__initial_unreliable_fraction=0.0
+    )
+    fabric, state = tiny_state(config)
+    batch = tiny_batch()
+    assert batch.unlabeled is not None
+    training_step(fabric, state, batch, config)
+    (arguments, pseudo) = calls[0]
+    strong = batch.unlabeled.strong[0]
+    own = (pseudo.images == strong).all(dim=1)
+    other = (pseudo.images == strong.flip(0)).all(dim=1)
+    logits = step_module.upsample(arguments["view"].logits, SIZE)
+    predictions = logits.argmax(dim=1)
+    if mixing == "none":
+        assert own.all()
+    elif mixing == "cutout":
+        assert torch.equal(pseudo.valid, own)
+        assert not pseudo.images.movedim(1, -1)[~own].any()
+        assert (pseudo.labels[~own] == IGNORE).all()
+    else:
+        assert (own | other).all()
+        assert not own.all()
+        torch.testing.assert_close(pseudo.labels[~own], predictions.flip(0)[~own])
+    torch.testing.assert_close(pseudo.labels[own], predictions[own])
+
+
+def test_padding_of_unlabelled_images_gets_no_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = spy(monkeypatch, "pseudo_label")
+    valid = torch.ones(2, *SIZE, dtype=torch.bool)
+    valid[:, :, 20:] = False
+    run(tiny_config(method__mixing="none"), batch=with_unlabeled(tiny_batch(), valid=valid))
+    for _, pseudo in calls:
+        assert (pseudo.labels[~valid] == IGNORE).all()
+        assert not pseudo.unreliable[..., 5:].any()
+        assert pseudo.valid.sum() == valid.sum()
+
+
+# tags
+
+
+def tagged(absent: int) -> Batch:
+    batch = tiny_batch()
+    assert batch.unlabeled is not None
+    possible = batch.unlabeled.possible_classes.clone()
+    possible[:, absent] = False
+    return with_unlabeled(batch, possible_classes=possible)
+
+
+@pytest.mark.parametrize("absent", range(NUM_CLASSES))
+def test_class_that_the_tags_rule_out_is_never_a_pseudo_label(
+    absent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = spy(monkeypatch, "pseudo_label")
+    run(tiny_config(), steps=3, batch=tagged(absent))
+    for _, pseudo in calls:
+        assert (pseudo.labels != absent).all()
+        assert not pseudo.probs[:, absent].any()
+        torch.testing.assert_close(pseudo.probs.sum(1), torch.ones_like(pseudo.probs[:, 0]))
+
+
+def test_certain_negatives_of_an_absent_class_are_pushed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pseudo = spy(monkeypatch, "pseudo_label")
+    pairs = spy(monkeypatch, "contrast_pairs")
+    # all labelled pixels are ignored and none is unreliable, so that the tags are the only source
+    batch = tagged(absent=1)
+    nothing = torch.full_like(batch.labeled.labels, IGNORE)
+    batch = Batch(dataclasses.replace(batch.labeled, labels=nothing), batch.unlabeled)
+    config = tiny_config(method__initial_unreliable_fraction=0.0, method__low_rank=2)
+    config = config.with_overrides({"method.high_rank": 3})
+    state, _ = run(config, steps=1, batch=batch)
+    certain: Tensor = pseudo[0][1].certain_negatives
+    assert certain[:, 1].any()
+    assert not certain[:, [0, 2]].any()
+    assert pairs[0][1].num_negatives.tolist() == [0, certain.sum().item(), 0]
+    assert state.queues.num_keys.tolist() == [0, min(8, int(certain.sum())), 0]
+
+
+def test_without_tags_there_is_no_certain_negative(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = spy(monkeypatch, "pseudo_label")
+    run(tiny_config())
+    assert not any(pseudo.certain_negatives.any() for _, pseudo in calls)
+
+
+# denoising, contrast
+
+
+def test_denoising_starts_with_the_first_prototypes(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = spy(monkeypatch, "pseudo_label")
+    run(tiny_config(method__denoise_temperature=0.001, method__mixing="none"))
+    raw = [arguments["view"].logits.softmax(1) for arguments, _ in calls]
+    torch.testing.assert_close(calls[0][1].probs, raw[0])
+    assert (calls[1][1].probs - raw[1]).abs().max() > 1e-3
+
+
+def test_no_denoising_where_it_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = spy(monkeypatch, "pseudo_label")
+    run(tiny_config(method__denoise_temperature=None, method__mixing="none"))
+    for arguments, pseudo in calls:
+        torch.testing.assert_close(pseudo.probs, arguments["view"].logits.softmax(1))
+
+
+def test_pairs_point_to_pixels_of_their_own_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = spy(monkeypatch, "contrast_pairs")
+    config = tiny_config(method__anchor_threshold=0.0)
+    batch = tiny_batch()
+    run(config, batch=batch)
+    for arguments, pairs in calls:
+        pseudo: PseudoLabels = arguments["pseudo"]
+        labels = torch.cat([batch.labeled.labels, pseudo.labels])
+        on_grid = step_module.on_grid(labels, (8, 8)).flatten()
+        for class_id in range(NUM_CLASSES):
+            if pairs.active[class_id]:
+                assert (on_grid[pairs.anchors[class_id]] == class_id).all()
+        assert pairs.anchors.shape == (NUM_CLASSES, 8)
+        assert pairs.negatives.shape == (NUM_CLASSES, 8, 5, 8)
+
+
+def test_keys_pushed_in_a_step_are_bounded() -> None:
+    state, _ = run(tiny_config(method__keys_per_step=3), steps=2)
+    assert state.queues.num_keys.max() <= 6
+
+
+# the supervised loss
+
+
+def test_ohem_runs_and_counts_hard_pixels_alone() -> None:
+    plain = run(tiny_config(), steps=1)[1][0]
+    everything = run(tiny_config(train__ohem=True, train__ohem_threshold=1.0), steps=1)[1][0]
+    hard = run(
+        tiny_config(train__ohem=True, train__ohem_threshold=0.01, train__ohem_min_kept=16),
+        steps=1,
+    )[1][0]
+    assert everything["loss_s"] == pytest.approx(plain["loss_s"], rel=1e-4)
+    assert hard["loss_s"] > plain["loss_s"]
+
+
+def test_entropy_threshold_is_that_of_the_teachers_prediction(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = spy(monkeypatch, "pseudo_label")
+    config = tiny_config(method__mixing="none", method__denoise_temperature=None)
+    _, rows = run(config, steps=1)
+    probs = step_module.upsample(calls[0][0]["view"].logits, SIZE).softmax(1)
+    expected = prediction_entropy(probs).flatten().quantile(0.8)
+    assert rows[0]["entropy_threshold"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("word", [".item()", ".cpu()", ".tolist()", ".numpy()", "nonzero"])
+def test_step_never_waits_for_the_device(word: str) -> None:
+    assert word not in inspect.getsource(step_module)

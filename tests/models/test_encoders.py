@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from u2pl.errors import UserError
+from u2pl.models import encoders
+from u2pl.models.encoders import build_encoder, normalization, patch_size
+
+timm = encoders.timm  # imported there after u2pl has made torchvision importable
+NAME = "test_efficientnet"  # the smallest of the models that timm has for tests
+
+
+def build(name: str = NAME, **changes: Any) -> Any:
+    arguments: dict[str, Any] = {
+        "output_stride": 32,
+        "pretrained": False,
+        "weights": None,
+        "vit": False,
+    }
+    return build_encoder(name, **arguments | changes)
+
+
+def timm_state(name: str = NAME) -> dict[str, Tensor]:
+    """Every tensor of a timm model, set to numbers that no initialisation draws."""
+    state = timm.create_model(name, pretrained=False).state_dict()
+    return {
+        key: torch.full_like(tensor, 2 + i % 7) if tensor.is_floating_point() else tensor
+        for i, (key, tensor) in enumerate(state.items())
+    }
+
+
+def error_of(path: Path, name: str = NAME) -> str:
+    with pytest.raises(UserError) as caught:
+        build(name, weights=path)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pth"])
+def test_weights_of_a_file_arrive_in_the_encoder(tmp_path: Path, kind: str) -> None:
+    state, path = timm_state(), tmp_path / f"encoder.{kind}"
+    if kind == "pth":
+        torch.save(state, path)
+    else:
+        save_file(state, path)
+    loaded = build(weights=path).model.state_dict()
+    floating = [key for key, tensor in loaded.items() if tensor.is_floating_point()]
+    assert len(floating) > 40
+    assert [key for key in floating if not torch.equal(loaded[key], state[key])] == []
+
+
+def test_file_without_the_classifier_is_enough(tmp_path: Path) -> None:
+    state = {k: v for k, v in timm_state().items() if not k.startswith("classifier")}
+    save_file(state, tmp_path / "encoder.safetensors")
+    loaded = build(weights=tmp_path / "encoder.safetensors").model.state_dict()
+    assert torch.equal(loaded["conv_stem.weight"], state["conv_stem.weight"])
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "none.safetensors"
+    assert error_of(path) == f"model.weights: there is no file {path}."
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_file_that_holds_no_tensors_is_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"encoder.{suffix}"
+    path.write_bytes(b"these are no weights")
+    assert error_of(path) == (
+        f"model.weights: {path} is neither a safetensors file nor a file of plain tensors."
+    )
+
+
+def test_missing_tensor_is_named(tmp_path: Path) -> None:
+    state, path = timm_state(), tmp_path / "encoder.safetensors"
+    del state["conv_stem.weight"]
+    save_file(state, path)
+    message = error_of(path)
+    assert message.startswith(f"model.weights: {path} is not for timm's '{NAME}': 1 of ")
+    assert message.endswith("tensors are missing, 'conv_stem.weight' for one.")
+
+
+def test_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
+    state, path = timm_state(), tmp_path / "encoder.safetensors"
+    expected = tuple(state["conv_stem.weight"].shape)
+    state["conv_stem.weight"] = torch.zeros(1, 3, 3, 3)
+    save_file(state, path)
+    assert error_of(path) == (
+        f"model.weights: {path} is not for timm's '{NAME}': expected 'conv_stem.weight' of shape "
+        f"{expected}, got (1, 3, 3, 3)."
+    )
+
+
+def test_file_of_another_model_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "encoder.safetensors"
+    save_file(timm_state("test_resnet"), path)
+    assert f"is not for timm's '{NAME}'" in error_of(path)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_pickle_that_would_run_code_does_not_run_it(tmp_path: Path, legacy: bool) -> None:
+    mark, path = tmp_path / "executed", tmp_path / "encoder.pth"
+
+    class Attack:
+        def __reduce__(self) -> tuple[Any, tuple[str]]:
+            return os.mkdir, (str(mark),)
+
+    if legacy:
+        path.write_bytes(pickle.dumps({"conv_stem.weight": Attack()}))
+    else:
+        torch.save({"conv_stem.weight": Attack()}, path)
+    assert "neither a safetensors file nor a file of plain tensors" in error_of(path)
+    assert not mark.exists()
+
+
+def test_unknown_name_gets_the_nearest_one() -> None:
+    with pytest.raises(
+        UserError, match=r"timm has no model 'resnet5O'\. Did you mean 'resnet50"
+    ) as e:
+        build("resnet5O")
+    assert e.value.exit_code == 2
+
+
+def test_hub_that_cannot_be_reached_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: Any, **__: Any) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(encoders, "TimmUniversalEncoder", offline)
+    with pytest.raises(UserError) as caught:
+        build(pretrained=True)
+    assert str(caught.value) == (
+        f"The ImageNet weights of '{NAME}' could not be loaded from timm's hub (OSError). Pass a "
+        "local file with model.weights=FILE, or train from scratch with model.pretrained=false."
+    )
+
+
+def test_encoder_that_cannot_have_the_stride_is_told() -> None:
+    with pytest.raises(UserError, match=r"'test_vit' does not work as an encoder here \(output st"):
+        build("test_vit", output_stride=8)
+
+
+def test_cnn_is_no_vision_transformer() -> None:
+    with pytest.raises(UserError, match=r"'test_resnet' does not work .* \(decoder dpt\)"):
+        build("test_resnet", vit=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"vit": True}, "no vision transformer"),
+        ({"weights": Path("a.safetensors")}, "no ImageNet weights"),
+        ({"output_stride": 32}, "output stride 8 or 16"),
+    ],
+)
+def test_small_encoder_says_what_it_cannot_do(changes: dict[str, Any], text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        build("small", **{"output_stride": 16} | changes)
+
+
+def test_normalisation_is_that_of_the_encoders_training() -> None:
+    own = timm.get_pretrained_cfg("vit_tiny_patch16_224.augreg_in21k")
+    assert normalization("vit_tiny_patch16_224.augreg_in21k") == (own.mean, own.std)
+    assert normalization("small") == (encoders.IMAGENET_MEAN, encoders.IMAGENET_STD)
+    assert own.mean != encoders.IMAGENET_MEAN
+
+
+def test_patch_size_is_read_from_the_encoder() -> None:
+    assert patch_size(build("test_vit", vit=True)) == 16

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from u2pl.config import ModelSettings
+from u2pl.errors import UserError
+from u2pl.models import Segmenter, segmenter, upsample
+from u2pl.models.segmenter import head
+
+KINDS: dict[str, dict[str, Any]] = {
+    "deeplabv3plus-8": {"encoder": "small", "output_stride": 8},
+    "deeplabv3plus-16": {"encoder": "small", "output_stride": 16},
+    "deeplabv3plus-timm-8": {"encoder": "test_efficientnet", "output_stride": 8},
+    "deeplabv3plus-timm-16": {"encoder": "test_efficientnet", "output_stride": 16},
+    "fpn": {
+        "encoder": "test_efficientnet",
+        "decoder": "fpn",
+        "output_stride": 32,
+        "decoder_channels": 32,
+    },
+    "segformer": {"encoder": "test_efficientnet", "decoder": "segformer", "output_stride": 32},
+    "dpt": {"encoder": "test_vit", "decoder": "dpt"},
+}
+
+
+def settings(**changes: Any) -> ModelSettings:
+    values: dict[str, Any] = {
+        "encoder": "small",
+        "pretrained": False,
+        "decoder_channels": 16,
+        "head_channels": 16,
+        "feature_size": 8,
+        "atrous_rates": (1, 2, 3),
+    }
+    return ModelSettings(**values | changes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(64, 64), (45, 70)], ids=["even", "odd"])
+def test_every_decoder_answers_on_the_grid_of_stride_four(kind: str, size: tuple[int, int]) -> None:
+    model = Segmenter(settings(**KINDS[kind]), 5)
+    logits, features = model(torch.rand(2, 3, *size))
+    grid = (math.ceil(size[0] / 4), math.ceil(size[1] / 4))
+    assert logits.shape == (2, 5, *grid)
+    assert features.shape == (2, 8, *grid)
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(2, *grid))
+    assert upsample(logits, size).shape == (2, 5, *size)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_of_a_network_is_trained(kind: str) -> None:
+    torch.manual_seed(0)
+    model = Segmenter(settings(**KINDS[kind]), 5)
+    output = model(torch.rand(2, 3, 64, 64))
+    (output.logits.square().sum() + output.features[:, 0].sum()).backward()
+    without = {n for n, p in model.named_parameters() if p.grad is None}
+    # what timm's transformer would classify with stands behind the blocks that DPT reads
+    assert (
+        without - {f"encoder.model.{n}.{k}" for n in ("norm", "head") for k in ("weight", "bias")}
+        == set()
+    )
+
+
+def test_answer_moves_with_the_image() -> None:
+    """A shift by a whole padded multiple shifts the logits by its cells, away from the borders."""
+    torch.manual_seed(0)
+    model = Segmenter(settings(encoder="small", output_stride=16), 3).eval()
+    image = torch.zeros(1, 3, 96, 160)
+    image[..., 32:48, 48:64] = 1
+    before = model(image).logits
+    after = model(image.roll(32, dims=-1)).logits
+    change = (before - model(torch.zeros_like(image)).logits).abs().sum(1)[0]
+    moved = (after - model(torch.zeros_like(image)).logits).abs().sum(1)[0]
+    assert change.sum(0).argmax() + 8 == moved.sum(0).argmax()
+    assert change.sum(1).argmax() == moved.sum(1).argmax()
+
+
+def test_features_are_left_out_where_nobody_asks() -> None:
+    model = Segmenter(settings(), 3).eval()
+    images = torch.rand(1, 3, 32, 32)
+    short = model(images, with_features=False)
+    assert short.features is None
+    torch.testing.assert_close(short.logits, model(images).logits)
+
+
+def test_images_are_normalised_inside() -> None:
+    model = Segmenter(settings(), 3).eval()
+    seen: list[Tensor] = []
+    model.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model(model.mean.expand(1, 3, 30, 32).clone())
+    assert seen[0].shape == (1, 3, 32, 32)
+    assert seen[0].abs().max() < 1e-6  # the mean becomes 0, and padding is the mean as well
+
+
+def test_dropout_stands_before_f_alone() -> None:
+    model = Segmenter(settings(dropout=0.4), 3)
+    rates = [m.p for m in model.segmentation_head if isinstance(m, nn.Dropout2d)]
+    assert rates == [0.4]
+    assert [m.p for m in model.representation_head if isinstance(m, nn.Dropout2d)] == [0.0]
+
+
+def test_heads_have_two_blocks_and_a_1x1_convolution() -> None:
+    module = head(6, 4, 9)
+    convolutions = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
+    assert [c.kernel_size for c in convolutions] == [(3, 3), (3, 3), (1, 1)]
+    assert [c.out_channels for c in convolutions] == [4, 4, 9]
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in module.modules()) == 2
+
+
+@pytest.mark.parametrize("cell", [(0, 0), (2, 3), (4, 1)])
+def test_upsampled_impulse_is_centred_on_its_cell(cell: tuple[int, int]) -> None:
+    grid = torch.zeros(1, 1, 6, 5)
+    grid[0, 0, cell[0], cell[1]] = 1
+    full = upsample(grid, (24, 20))[0, 0]
+    rows, columns = (full > 0.7).nonzero().T
+    assert {rows.min().item(), rows.max().item()} <= set(range(4 * cell[0], 4 * cell[0] + 4))
+    assert {columns.min().item(), columns.max().item()} <= set(range(4 * cell[1], 4 * cell[1] + 4))
+
+
+def test_impulse_inside_spreads_symmetrically_and_keeps_its_mass() -> None:
+    grid = torch.zeros(1, 1, 5, 5)
+    grid[0, 0, 2, 2] = 1
+    full = upsample(grid, (20, 20))[0, 0]
+    torch.testing.assert_close(full, full.flip(0))
+    torch.testing.assert_close(full, full.flip(1))
+    assert full.sum().item() == pytest.approx(16)
+
+
+def test_upsampling_crops_what_reaches_past_the_image() -> None:
+    grid = torch.arange(6.0).view(1, 1, 2, 3)
+    full = upsample(grid, (8, 12))
+    assert torch.equal(upsample(grid, (5, 9)), full[..., :5, :9])
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"encoder": "test_resnet", "output_stride": 32}, "DeepLabV3\\+ needs .* 8 or 16, got 32"),
+        ({"encoder": "small", "decoder": "fpn"}, "fpn decoder needs five encoder stages"),
+        ({"encoder": "test_resnet", "decoder": "fpn"}, "model.output_stride=32"),
+        ({"encoder": "test_resnet", "decoder": "segformer"}, "segformer decoder needs"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused(changes: dict[str, Any], text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        Segmenter(settings(**changes), 3)
+
+
+def test_dpt_takes_patches_of_16_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segmenter, "patch_size", lambda _: 14)
+    with pytest.raises(UserError, match=r"with patches of 16 pixels, 'test_vit' has 14\."):
+        Segmenter(settings(**KINDS["dpt"]), 3)
+
+
+def test_fpn_says_which_widths_it_takes() -> None:
+    """Its group normalisation splits the channels into 32 groups."""
+    with pytest.raises(UserError, match="decoder_channels"):
+        Segmenter(settings(**KINDS["fpn"] | {"decoder_channels": 48}), 3)
