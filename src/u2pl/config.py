@@ -263,7 +263,7 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
             )
         try:
             overrides[key] = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):  # an impossible date is a ValueError
             raise UserError(f"Setting '{key}': '{text}' is not valid YAML.", exit_code=2) from None
     return overrides
 
@@ -283,7 +283,7 @@ def load_config(path: Path) -> Config:
         tree = yaml.safe_load(path.read_text())
     except OSError as error:
         raise UserError(f"Cannot read the configuration {path}: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except (yaml.YAMLError, ValueError):
         raise UserError(f"{path} is not a YAML file.") from None
     if not isinstance(tree, dict):
         raise UserError(f"Expected settings in {path}, got {type(tree).__name__}.")

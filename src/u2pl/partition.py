@@ -68,16 +68,17 @@ def entropy_threshold(entropy: Tensor, valid: Tensor, *, unreliable_fraction: fl
     >>> entropy_threshold(H, H < 9, unreliable_fraction=0.5)
     tensor(1.5000)
     """
-    # float32 whatever comes in: neighbours of a large batch differ by less than bf16 can say
-    infinity = torch.full((), torch.inf, device=entropy.device)
-    ordered = torch.where(valid, entropy.float(), infinity).flatten().sort().values
+    # at least float32: neighbours of a large batch differ by less than bf16 can say
+    entropy = entropy.to(torch.promote_types(entropy.dtype, torch.float32))
+    infinity = entropy.new_full((), torch.inf)
+    ordered = torch.where(valid, entropy, infinity).flatten().sort().values
     num_valid = valid.sum()
     # float64: a float32 position is off by whole pixels from 16 M pixels on
     position = (num_valid - 1).clamp_min(0).double() * (1 - unreliable_fraction)
     low = position.floor().long()
     high = torch.minimum(low + 1, (num_valid - 1).clamp_min(0))
     below, above = ordered[low], ordered[high]
-    interpolated = torch.lerp(below, above, (position - low).float())
+    interpolated = torch.lerp(below, above, (position - low).to(entropy.dtype))
     return torch.where(num_valid > 0, interpolated, infinity)
 
 

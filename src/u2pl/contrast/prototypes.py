@@ -20,7 +20,8 @@ def class_means(features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     members = mask.transpose(0, 1).flatten(1)  # [C, B·h·w]
     pixels = features.transpose(0, 1).flatten(1)  # [D, B·h·w]
     counts = members.sum(dim=1)
-    sums = members.to(pixels.dtype) @ pixels.T
+    with torch.autocast(features.device.type, enabled=False):  # a sum of many overflows float16
+        sums = members.float() @ pixels.float().T
     return sums.float() / counts.clamp_min(1).unsqueeze(1), counts
 
 

@@ -37,11 +37,13 @@ def contrastive_loss(
         A scalar in nats, at least :func:`contrastive_floor`; 0, with a gradient of 0, where no
         class is active.
     """
-    anchors = F.normalize(anchors.float(), dim=-1)
-    positives = F.normalize(positives.float(), dim=-1)
-    negatives = F.normalize(negatives.to(anchors.dtype), dim=-1)
-    positive_logits = torch.einsum("cmd,cd->cm", anchors, positives) / temperature
-    negative_logits = torch.einsum("cmd,cmnd->cmn", anchors, negatives) / temperature
+    dtype = torch.promote_types(anchors.dtype, torch.float32)
+    with torch.autocast(anchors.device.type, enabled=False):
+        anchors = F.normalize(anchors.to(dtype), dim=-1)
+        positives = F.normalize(positives.to(dtype), dim=-1)
+        negatives = F.normalize(negatives.to(dtype), dim=-1)
+        positive_logits = torch.einsum("cmd,cd->cm", anchors, positives) / temperature
+        negative_logits = torch.einsum("cmd,cmnd->cmn", anchors, negatives) / temperature
     logits = torch.cat([positive_logits.unsqueeze(2), negative_logits], dim=2)
     losses = logits.logsumexp(dim=2) - positive_logits
     if anchor_weights is not None:
