@@ -48,6 +48,9 @@ def make_config(
         raise UserError(
             f"Expected a setting of {', '.join(SETTINGS)}, got '{setting}'.", exit_code=2
         )
+    for name in ("setting", "recipe"):
+        if name in (overrides or {}):
+            raise UserError(f"Give the {name} as --{name}, not as {name}=….", exit_code=2)
     changes: dict[str, Any] = {"setting": setting}
     if setting == "supervised":
         changes |= {

@@ -189,9 +189,13 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Argument(help="key=value; see docs/reference/settings.md.")
     ] = None,
-    recipe: Annotated[str, typer.Option(help="A recipe's name, or a YAML file.")] = "default",
+    recipe: Annotated[
+        str | None, typer.Option(help="A recipe's name, or a YAML file.  [default: default]")
+    ] = None,
     out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/run"),
-    setting: Annotated[str, typer.Option(help="semi, or supervised.")] = "semi",
+    setting: Annotated[
+        str | None, typer.Option(help="semi, or supervised.  [default: semi]")
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of every random draw.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint.")
@@ -201,10 +205,14 @@ def train(
     """Train. Ctrl-C and SIGTERM save first; `--resume` goes on exactly where it stopped."""
     from u2pl import api
     from u2pl.config import parse_assignments
-    from u2pl.engine.loop import Interrupted
     from u2pl.losses import contrastive_floor
 
     overrides = parse_assignments(settings or [])
+    if resume:
+        for name, value in (("recipe", recipe), ("setting", setting), ("seed", seed)):
+            if value is not None:
+                raise UserError(f"A resumed run keeps its {name}; leave --{name} out.", exit_code=2)
+    recipe, setting = recipe or "default", setting or "semi"
     if not resume:
         method = api.make_config(recipe, setting=setting, seed=seed, overrides=overrides).method
         if method.contrastive_weight > 0:
@@ -214,24 +222,18 @@ def train(
                 f"with {method.num_negatives} negatives.",
                 highlight=False,
             )
-    try:
-        with TrainingDisplay() as display:
-            result = api.train(
-                dataset,
-                recipe=recipe,
-                out=out,
-                setting=setting,
-                seed=seed,
-                overrides=overrides,
-                resume=resume,
-                on_progress=display.progress,
-                on_evaluation=display.evaluation,
-            )
-    except Interrupted as stop:
-        raise UserError(
-            f"Stopped after step {stop.step}; the state is saved. Go on with: "
-            f"u2pl train {dataset} --out {out} --resume"
-        ) from None
+    with TrainingDisplay() as display:
+        result = api.train(
+            dataset,
+            recipe=recipe,
+            out=out,
+            setting=setting,
+            seed=seed,
+            overrides=overrides,
+            resume=resume,
+            on_progress=display.progress,
+            on_evaluation=display.evaluation,
+        )
     console.print(
         f"Step {result['step']}: val mIoU teacher {result['ema']['miou']:.2f} %, "
         f"student {result['student']['miou']:.2f} %; "
@@ -340,7 +342,7 @@ def data_check(
     for kind in ("errors", "warnings"):
         for finding in report[kind]:
             console.print(
-                f"{kind[:-1]}: {finding['file']}: {finding['what']} {finding['remedy']}",
+                f"{kind[:-1]}: {finding['file']}: {finding['what']}; {finding['remedy']}",
                 highlight=False,
                 markup=False,
                 soft_wrap=True,

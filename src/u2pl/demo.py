@@ -59,6 +59,7 @@ def run_demo(
         num_val=NUM_VAL,
         size=SIZE,
         seed=seed,
+        with_tags=False,  # they come from the true masks, and would be labels in disguise
     )
     results = {}
     for name, (setting, changes) in METHODS.items():

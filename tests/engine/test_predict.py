@@ -17,6 +17,7 @@ from tiny import tiny_overrides
 from u2pl import evaluate, load, train
 from u2pl.data.sources import load_dataset
 from u2pl.engine.checkpoint import load_weights, save_weights
+from u2pl.engine.evaluate import NUM_BINS
 from u2pl.engine.predict import SegmentationModel, find_images, load_model, predict_images
 from u2pl.engine.run_folder import RunFolder
 from u2pl.errors import UserError
@@ -29,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that is trained enough to tell classes apart."""
     root = tmp_path_factory.mktemp("predict")
     dataset = write_dataset(root / "data", num_val=3)
-    overrides = tiny_overrides(train__steps=12, train__eval_every=6, method__mix_probability=0.5)
+    overrides = tiny_overrides(train__steps=40, train__eval_every=20)
     train(dataset, recipe="demo", out=root / "run", overrides=overrides)
     return root / "run"
 
@@ -74,9 +75,13 @@ def test_prediction_has_the_size_of_the_image(
 def test_reliable_pixels_of_val_are_the_share_that_the_run_says(
     model: SegmentationModel, run: Path
 ) -> None:
+    """1 - α_0 of them, up to the pixels that share a bin of the histogram with the last one."""
     dataset = load_dataset(RunFolder(run).dataset)
-    reliable = np.concatenate([model.predict(s.image).reliable.ravel() for s in dataset.val])
-    assert reliable.mean() == pytest.approx(0.8, abs=0.01)
+    found = [model.predict(sample.image) for sample in dataset.val]
+    reliable = np.concatenate([prediction.reliable.ravel() for prediction in found])
+    entropy = np.concatenate([prediction.entropy.ravel() for prediction in found])
+    one_bin = np.histogram(entropy, NUM_BINS, (0, math.log(3)))[0].max() / entropy.size
+    assert 0.79 < reliable.mean() < 0.81 + one_bin
 
 
 @pytest.mark.parametrize("protocol", ["whole", "slide"])
@@ -132,7 +137,7 @@ def test_loading_needs_no_pretrained_weights(run: Path, tmp_path: Path) -> None:
     card = json.loads((copy / "model.json").read_text())
     card["model"] |= {"pretrained": True, "weights": "/gone/encoder.safetensors"}
     (copy / "model.json").write_text(json.dumps(card))
-    assert load_model(copy).card.step == 12
+    assert load_model(copy).card.step == 40
 
 
 def test_folder_without_a_run_is_told(tmp_path: Path) -> None:
@@ -249,9 +254,7 @@ def test_globs_name_files_below_their_fixed_folder(
     tmp_path: Path, pattern: str, names: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_images(tmp_path / "in", "a.png", "sub/b.png", "c.jpg")
-    assert find_images(source / pattern) == (source, [source / name for name in names]) or (
-        pattern.startswith("s*")
-    )
+    assert find_images(source / pattern) == (source, [source / name for name in names])
     monkeypatch.chdir(source)
     base, files = find_images(Path(pattern))
     assert [file.relative_to(base).as_posix() for file in files] == names

@@ -330,6 +330,12 @@ def test_single_labelled_image_can_be_trained_on_alone() -> None:
     assert row["loss_s"] > 0
 
 
+def test_batch_can_be_split_into_single_images() -> None:
+    """Fault 10: the same for a part of a batch in the warm-up."""
+    _, row = step_on(tiny_batch(num_unlabeled=None), train__accumulation=2)
+    assert row["loss_s"] > 0
+
+
 def test_class_absent_from_the_data_is_left_out_of_the_mean() -> None:
     """Fault 10."""
     confusion = torch.tensor([[6, 2, 0], [0, 8, 0], [0, 0, 0]])

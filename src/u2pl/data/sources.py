@@ -206,7 +206,9 @@ def _read_yaml(path: Path) -> dict[Any, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; `u2pl data init` writes one.") from None
+        raise UserError(
+            f"{path} does not exist; write one as docs/getting-started.md shows."
+        ) from None
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError):

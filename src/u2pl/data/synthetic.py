@@ -450,8 +450,8 @@ def _lay_out_street(rng: np.random.Generator) -> _Street:
         right_curb=left + width,
         right_front=left + width + float(rng.uniform(2, 6)),
         crossing=crossing if rng.random() < 0.35 else None,
-        has_road=bool(surface > 0.1),
-        has_pavement=bool(surface < 0.88),
+        has_road=bool(surface > 0.08),
+        has_pavement=bool(surface < 0.92),
         has_houses=has_houses,
         has_woods=bool(rng.random() < 0.4) or not has_houses,
         wall=float(rng.uniform(14, 32)) if has_houses and rng.random() < 0.14 else None,
@@ -506,8 +506,8 @@ def _paint_ground(scene: _Scene) -> None:
         _paint_blemishes(scene, road_color, road)
         return
     scene.polygon(everywhere, pavement_color, pavement)
-    if scene.chance(0.8):
-        _paint_slabs(scene, _shade(pavement_color, scene.between(0.7, 0.88)), pavement)
+    if scene.chance(0.9):
+        _paint_slabs(scene, _shade(pavement_color, scene.between(0.65, 0.85)))
     if not street.has_road:
         return
     near = 0.8
@@ -524,19 +524,18 @@ def _paint_ground(scene: _Scene) -> None:
     _paint_blemishes(scene, road_color, road)
 
 
-def _paint_slabs(scene: _Scene, color: _Color, paint: _Paint) -> None:
-    """Draw the joints of paving slabs, which run to the vanishing point."""
+def _paint_slabs(scene: _Scene, color: _Color) -> None:
+    """Draw the joints of paving slabs, which run to the vanishing point and across."""
+    left, right = scene.street.left_curb - 6, scene.street.right_curb + 6
     step = scene.between(0.7, 1.4)
-    for side, curb in ((-1, scene.street.left_curb), (1, scene.street.right_curb)):
-        for i in range(1, 5):
-            x = curb + side * step * i
-            scene.image.line(
-                [scene.camera.project(x, 0, z) for z in (1.0, 6.0, 25.0)], fill=color, width=1
-            )
-        for i in range(12):
-            z = 2.0 + step * 1.2 * i
-            ends = [scene.camera.project(x, 0, z) for x in (curb, curb + side * step * 5)]
-            scene.line(ends, 1, color, paint)
+    project = scene.camera.project
+    # All that lies there so far is pavement, so only the colour changes.
+    for i in range(int((right - left) / step) + 1):
+        x = left + step * i
+        scene.image.line([project(x, 0, z) for z in (1.0, 6.0, 25.0)], fill=color, width=1)
+    for i in range(14):
+        z = 1.5 + step * 1.2 * i
+        scene.image.line([project(left, 0, z), project(right, 0, z)], fill=color, width=2)
 
 
 def _paint_road_marks(scene: _Scene, road: _Paint) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -44,15 +44,18 @@ class Progress:
     values: dict[str, float]
 
 
-class Interrupted(Exception):
+class Interrupted(UserError):
     """Training was asked to stop, and has saved its state.
 
     Attributes:
         step: where it stands.
     """
 
-    def __init__(self, step: int) -> None:
-        super().__init__(f"stopped after step {step}")
+    def __init__(self, step: int, dataset: Dataset, folder: RunFolder) -> None:
+        super().__init__(
+            f"Stopped after step {step}; the state is saved. Go on with: "
+            f"u2pl train {dataset.path} --out {folder.path} --resume"
+        )
         self.step = step
 
 
@@ -89,13 +92,20 @@ def fit(
     # not "auto": the equations use float64 here and there, which Apple's GPUs do not have
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     fabric = Fabric(accelerator=accelerator, devices=1, precision=choose_precision(config))
-    state = initial_state(config, dataset.num_classes, dataset.ignore_index, fabric.device)
+    state = initial_state(
+        config,
+        dataset.num_classes,
+        dataset.ignore_index,
+        fabric.device,
+        load_pretrained=not resume,
+    )
     state.student, state.optimizer = fabric.setup(state.student, state.optimizer)
     best: dict[str, Any] = {"step": 0, "miou": -1.0}
     if resume:
         checkpoint = load_checkpoint(folder.checkpoint("last"), fabric.device)
         refuse_other_data(checkpoint, dataset, folder)
         state.load_state_dict(checkpoint)
+        fabric.strategy.precision.load_state_dict(checkpoint["precision"])
         best = checkpoint["best"]
     stop = min(config.train.steps, config.train.stop_after or config.train.steps)
     runner = Runner(fabric, state, config, dataset, folder, best, on_progress, on_evaluation)
@@ -173,6 +183,7 @@ class Runner:
         self.on_progress, self.on_evaluation = on_progress, on_evaluation
         self.scores: dict[str, Evaluation] = {}
         self.scored_at = -1
+        self.losses: dict[str, Tensor] = {}
 
     def run(self, stop: int) -> dict[str, Any]:
         """Train until ``stop`` updates are made; see :func:`fit`."""
@@ -193,6 +204,7 @@ class Runner:
                 values = training_step(
                     self.fabric, self.state, batch.to(self.fabric.device), self.config
                 )
+                self.losses = values
                 step, last = self.state.step, self.state.step == stop
                 if step % self.config.train.log_every == 0 or last:
                     now = time.perf_counter()
@@ -204,7 +216,7 @@ class Runner:
                 if step % self.config.train.checkpoint_every == 0 or last or asked_to_stop():
                     self.save()
                 if asked_to_stop() and not last:
-                    raise Interrupted(step)
+                    raise Interrupted(step, self.dataset, self.folder)
         if self.scored_at != self.state.step:  # resumed at the very end: nothing was left to train
             self.score(None)
         return self.finish()
@@ -214,16 +226,21 @@ class Runner:
         names = list(values)
         numbers = torch.stack([values[name].float() for name in names]).tolist()
         row = dict(zip(names, numbers, strict=True))
-        for name, number in row.items():
-            if name.startswith("loss") and not math.isfinite(number):
-                raise UserError(
-                    f"At step {self.state.step} {name} became {number}; training stopped before "
-                    "saving it. Lower optimizer.lr, or look at the images with `u2pl data check`."
-                )
+        self.require_finite(row)
         row["lr"] = self.state.optimizer.param_groups[0]["lr"]
         row["steps_per_second"] = steps_per_second
         log.write("train", self.state.step, row)
         self.on_progress(Progress(self.state.step, self.config.train.steps, steps_per_second, row))
+
+    def require_finite(self, values: Mapping[str, float | Tensor]) -> None:
+        """Raise UserError where a loss is not finite."""
+        for name, value in values.items():
+            if name.startswith("loss") and not math.isfinite(value):
+                raise UserError(
+                    f"At step {self.state.step} {name} became {float(value)}; training stopped "
+                    "before saving it. Lower optimizer.lr, or look at the images with "
+                    "`u2pl data check`."
+                )
 
     def score(self, log: MetricsLog | None) -> None:
         """Evaluate student and teacher on val."""
@@ -245,8 +262,13 @@ class Runner:
             self.save("best")
 
     def save(self, name: str = "last") -> None:
-        """Write a checkpoint."""
-        extra = {"best": self.best, "splits": training_splits(self.dataset)}
+        """Write a checkpoint, unless the last step's losses spoiled what would be saved."""
+        self.require_finite(self.losses)
+        extra = {
+            "best": self.best,
+            "splits": training_splits(self.dataset),
+            "precision": self.fabric.strategy.precision.state_dict(),
+        }
         save_checkpoint(self.folder.checkpoint(name), self.state.state_dict() | extra)
 
     def finish(self) -> dict[str, Any]:

@@ -77,7 +77,12 @@ def queue_capacities(config: Config, num_classes: int) -> list[int]:
 
 
 def initial_state(
-    config: Config, num_classes: int, ignore_index: int, device: torch.device
+    config: Config,
+    num_classes: int,
+    ignore_index: int,
+    device: torch.device,
+    *,
+    load_pretrained: bool = True,
 ) -> TrainState:
     """Networks with their first weights, drawn from the run's seed, and an empty memory.
 
@@ -86,12 +91,13 @@ def initial_state(
         num_classes: C.
         ignore_index: of the labels.
         device: where all of it lives.
+        load_pretrained: False where a checkpoint brings the weights anyway.
 
     Raises:
         UserError: where the network cannot be built.
     """
     torch.manual_seed(derive_seed(config.train.seed, "weights"))
-    student = Segmenter(config.model, num_classes)
+    student = Segmenter(config.model, num_classes, load_pretrained=load_pretrained)
     if config.train.channels_last:
         student = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     student = student.to(device)

@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import u2pl
+from factories import write_dataset
+from tiny import tiny_overrides
+from u2pl import UserError, evaluate, load, make_config, train
+from u2pl.config import save_config
+from u2pl.engine.run_folder import RunFolder
+
+QUICK = tiny_overrides(train__steps=2)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "a"
+    train(dataset, recipe="demo", out=out, overrides=QUICK)
+    return out
+
+
+# settings
+
+
+def test_names_of_the_documentation_are_there() -> None:
+    assert u2pl.train is train
+    assert u2pl.load is load
+    assert callable(u2pl.losses.contrastive_loss)
+    assert callable(u2pl.contrast.NegativeQueues)
+    assert all(hasattr(u2pl, name) for name in u2pl.__all__)
+
+
+def test_overrides_win_over_seed_setting_and_recipe() -> None:
+    config = make_config("demo", seed=3, overrides={"train.steps": 7})
+    assert (config.recipe, config.train.seed, config.train.steps) == ("demo", 3, 7)
+    assert make_config("demo", seed=3, overrides={"train.seed": 4}).train.seed == 4
+    assert make_config("demo").train.seed == 0
+
+
+def test_supervised_setting_leaves_the_unlabelled_images_out() -> None:
+    config = make_config("demo", setting="supervised")
+    assert config.setting == "supervised"
+    assert config.method.unsupervised_weight == config.method.contrastive_weight == 0
+    assert config.train.supervised_steps == 0
+
+
+def test_recipe_may_be_a_file(tmp_path: Path) -> None:
+    save_config(make_config("demo", overrides={"train.steps": 7}), tmp_path / "mine.yaml")
+    config = make_config(str(tmp_path / "mine.yaml"), overrides={"train.seed": 2})
+    assert (config.train.steps, config.train.seed) == (7, 2)
+    with pytest.raises(UserError, match="Cannot read the configuration"):
+        make_config(str(tmp_path / "none.yml"))
+
+
+def test_setting_of_a_recipe_file_is_kept(tmp_path: Path) -> None:
+    """A run's own config.yaml, given as a recipe, makes the same run again."""
+    saved = make_config("demo", setting="supervised")
+    save_config(saved, tmp_path / "config.yaml")
+    assert make_config(str(tmp_path / "config.yaml")) == saved
+
+
+@pytest.mark.parametrize("setting", ["weak", "adapt", "semy"])
+def test_setting_that_cannot_be_trained_is_refused(setting: str) -> None:
+    with pytest.raises(UserError) as caught:
+        make_config("demo", setting=setting)
+    assert str(caught.value) == f"Expected a setting of semi, supervised, got '{setting}'."
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("setting", ["weak", "adapt"])
+def test_setting_that_cannot_be_trained_is_refused_as_an_override_too(setting: str) -> None:
+    with pytest.raises(UserError):
+        make_config("demo", overrides={"setting": setting})
+
+
+def test_supervised_as_an_override_means_the_same() -> None:
+    config = make_config("demo", overrides={"setting": "supervised"})
+    assert config.method.unsupervised_weight == config.method.contrastive_weight == 0
+
+
+# training
+
+
+def test_supervised_training_opens_no_unlabelled_image(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "data")
+    for file in (tmp_path / "data/unlabeled").iterdir():
+        file.write_text("no image")
+    result = train(
+        dataset, recipe="demo", setting="supervised", out=tmp_path / "a", overrides=QUICK
+    )
+    assert result["finished"]
+
+
+def test_dataset_may_be_named_by_its_folder(dataset: Path, tmp_path: Path) -> None:
+    result = train(dataset.parent, recipe="demo", out=tmp_path / "a", overrides=QUICK)
+    assert result["step"] == 2
+    copied = yaml.safe_load((tmp_path / "a/dataset.yaml").read_text())
+    assert copied["root"] == str(dataset.parent.resolve())
+
+
+def test_same_seed_gives_the_same_run_and_another_seed_another(
+    dataset: Path, run: Path, tmp_path: Path
+) -> None:
+    train(dataset, recipe="demo", out=tmp_path / "same", overrides=QUICK)
+    train(dataset, recipe="demo", out=tmp_path / "other", seed=1, overrides=QUICK)
+    weights = [RunFolder(p).weights("ema").read_bytes() for p in (run, tmp_path / "same")]
+    assert weights[0] == weights[1]
+    assert RunFolder(tmp_path / "other").weights("ema").read_bytes() != weights[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"method.background_class": 9}, "background_class is 9"),
+        ({"train.stepz": 9}, "Did you mean 'train.steps'"),
+    ],
+)
+def test_wrong_settings_leave_no_run_folder(
+    dataset: Path, tmp_path: Path, changes: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(UserError, match=text):
+        train(dataset, recipe="demo", out=tmp_path / "a", overrides=QUICK | changes)
+    assert not (tmp_path / "a").exists()
+
+
+def test_network_that_cannot_be_built_leaves_the_folder_free_for_the_next_try(
+    dataset: Path, tmp_path: Path
+) -> None:
+    wrong = QUICK | {"model.encoder": "smal"}
+    with pytest.raises(UserError, match="timm has no model 'smal'"):
+        train(dataset, recipe="demo", out=tmp_path / "a", overrides=wrong)
+    result = train(dataset, recipe="demo", out=tmp_path / "a", overrides=QUICK)
+    assert result["finished"]
+
+
+def test_resumed_run_keeps_its_settings(dataset: Path, tmp_path: Path) -> None:
+    overrides = QUICK | {"train.stop_after": 1}
+    train(dataset, recipe="demo", out=tmp_path / "a", overrides=overrides)
+    with pytest.raises(UserError) as caught:
+        train(dataset, out=tmp_path / "a", resume=True, overrides={"train.steps": 9})
+    assert str(caught.value) == (
+        "A resumed run keeps its settings; 'train.steps' cannot be changed now. "
+        "Only train.stop_after can."
+    )
+    assert caught.value.exit_code == 2
+    # without a word of its recipe: the folder knows
+    result = train(dataset, out=tmp_path / "a", resume=True)
+    assert (result["step"], result["finished"]) == (2, True)
+
+
+# evaluation
+
+
+def test_evaluation_repeats_the_runs_own_score(run: Path) -> None:
+    own = json.loads((run / "eval/val.json").read_text())
+    for weights in ("ema", "student"):
+        result = evaluate(run, weights=weights)
+        assert result["miou"] == own[weights]["miou"]
+        assert result["confusion"] == own[weights]["confusion"]
+        assert result["split_sha256"] == own[weights]["split_sha256"]
+        assert (result["weights"], result["step"], result["images"]) == (weights, 2, 3)
+        assert (result["split"], result["checkpoint"]) == ("val", "last")
+        file = run / "eval" / f"val-whole-{weights}-last.json"
+        assert json.loads(file.read_text()) == result
+
+
+def test_evaluation_takes_protocol_checkpoint_and_another_dataset(
+    run: Path, tmp_path: Path
+) -> None:
+    other = write_dataset(tmp_path, num_val=5, seed=9)
+    result = evaluate(run, dataset=other, protocol="slide", checkpoint="best")
+    assert (result["protocol"], result["images"], result["checkpoint"]) == ("slide", 5, "best")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"split": "train"}, "Expected the split val or test, got 'train'"),
+        ({"protocol": "center"}, "evaluation.protocol"),
+        ({"weights": "teacher"}, "got 'teacher' and 'last'"),
+        ({"checkpoint": "first"}, "got 'ema' and 'first'"),
+    ],
+)
+def test_wrong_choices_are_told(run: Path, arguments: dict[str, str], text: str) -> None:
+    with pytest.raises(UserError, match=text) as caught:
+        evaluate(run, **arguments)
+    assert caught.value.exit_code == 2
+
+
+def test_split_that_the_dataset_lacks_is_told(run: Path) -> None:
+    with pytest.raises(UserError, match="expected images in the section 'test', found none"):
+        evaluate(run, split="test")
+
+
+def test_other_classes_are_refused(run: Path, tmp_path: Path) -> None:
+    other = write_dataset(tmp_path, num_classes=4)
+    with pytest.raises(UserError, match=r"The run's classes are ground, wall, tree; .* car\."):
+        evaluate(run, dataset=other)
+
+
+def test_loaded_model_predicts(run: Path, dataset: Path) -> None:
+    model = load(run, device="cpu")
+    mask, entropy, reliable = model.predict(dataset.parent / "val/images/val_0.png")
+    assert mask.shape == entropy.shape == reliable.shape == (40, 56)
+
+
+def test_run_may_be_moved(run: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(run, tmp_path / "elsewhere")
+    assert evaluate(moved)["miou"] == evaluate(run)["miou"]

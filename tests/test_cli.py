@@ -1,0 +1,402 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from typer.testing import CliRunner
+
+from factories import write_dataset
+from tiny import assignments, tiny_overrides
+from u2pl import cli, demo
+from u2pl.engine.loop import Interrupted
+from u2pl.engine.run_folder import RunFolder
+
+QUICK = assignments(tiny_overrides())
+RECIPE = ["--recipe", "demo"]
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Run ``u2pl`` with arguments in this process; its exit status."""
+    monkeypatch.setattr(sys, "argv", ["u2pl", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    status = caught.value.code
+    assert status is None or isinstance(status, int)
+    return status or 0
+
+
+@pytest.fixture
+def u2pl(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """``u2pl("train", ...)`` is the exit status of that command."""
+    return lambda *arguments: call(monkeypatch, *arguments)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set in ``data`` and a finished run in ``run``."""
+    root = tmp_path_factory.mktemp("cli")
+    write_dataset(root / "data")
+    with pytest.MonkeyPatch.context() as patch:
+        status = call(patch, "train", root / "data", *RECIPE, "--out", root / "run", *QUICK)
+    assert status == 0
+    return root
+
+
+# the way of a run
+
+
+def test_run_is_trained_stopped_resumed_scored_and_used(
+    tmp_path: Path, u2pl: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, run = write_dataset(tmp_path / "data"), tmp_path / "runs" / "a"
+    results = [tmp_path / "json" / f"{i}.json" for i in range(4)]
+    stop = [*RECIPE, "--out", run, "--seed", 3, "--json", results[0], *QUICK, "train.stop_after=2"]
+    assert u2pl("train", dataset, *stop) == 0
+    shown = capsys.readouterr().out
+    assert "The contrastive loss L_c cannot fall below 0.088 with 5 negatives." in shown
+    assert "step 1/4" in shown
+    assert "L_s " in shown
+    assert "step 2, val mIoU student" in shown
+    assert f"Go on with: u2pl train {dataset} --out {run} --resume" in shown
+    first = json.loads(results[0].read_text())
+    assert (first["step"], first["finished"]) == (2, False)
+
+    assert u2pl("train", dataset, "--out", run, "--resume", "--json", results[1]) == 0
+    shown = capsys.readouterr().out
+    assert "step 4/4" in shown
+    assert "Step 4: val mIoU teacher" in shown
+    assert "Go on with" not in shown
+    second = json.loads(results[1].read_text())
+    assert (second["step"], second["finished"]) == (4, True)
+    assert RunFolder(run).read_config().train.seed == 3
+
+    assert u2pl("evaluate", run, "--json", results[2]) == 0
+    shown = capsys.readouterr().out
+    assert "val, 3 images, protocol whole, ema weights at step 4" in " ".join(shown.split())
+    scored = json.loads(results[2].read_text())
+    keys = {"miou", "iou", "protocol", "weights", "step", "images", "split_sha256"}
+    assert keys <= set(scored)
+    assert set(scored["iou"]) == {"ground", "wall", "tree"}
+    assert scored["miou"] == second["ema"]["miou"]
+
+    out = tmp_path / "labelled"
+    source = tmp_path / "data" / "unlabeled"
+    assert u2pl("predict", run, source, "--out", out, "--json", results[3]) == 0
+    assert "Wrote 6 masks, overlays, entropy and reliable maps" in capsys.readouterr().out
+    assert json.loads(results[3].read_text())["images"] == 6
+    for kind in ("masks", "overlays", "entropy", "reliable"):
+        assert len(list((out / kind).glob("unlabeled_*.png"))) == 6
+
+
+def test_options_of_evaluate_arrive(root: Path, tmp_path: Path, u2pl: Callable[..., int]) -> None:
+    other, result = write_dataset(tmp_path / "data", num_val=2), tmp_path / "a.json"
+    options = ["--protocol", "slide", "--weights", "student", "--checkpoint", "best"]
+    status = u2pl("evaluate", root / "run", "--dataset", other, *options, "--json", result)
+    assert status == 0
+    scored = json.loads(result.read_text())
+    assert (scored["protocol"], scored["weights"], scored["images"]) == ("slide", "student", 2)
+    assert scored["checkpoint"] == "best"
+
+
+def test_check_of_a_sound_dataset_counts_its_classes(
+    root: Path, tmp_path: Path, u2pl: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = tmp_path / "a.json"
+    assert u2pl("data", "check", root / "data", "--json", result) == 0
+    report = json.loads(result.read_text())
+    assert {"errors", "warnings", "images", "pixels"} <= set(report)
+    assert report["errors"] == []
+    assert sum(report["pixels"].values()) == 7 * 40 * 56
+    shown = capsys.readouterr().out
+    assert "labeled 4, unlabeled 6, val 3" in shown
+    assert "No errors" in shown
+
+
+def test_check_of_a_faulty_dataset_exits_with_1(
+    tmp_path: Path, u2pl: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, result = write_dataset(tmp_path / "data"), tmp_path / "a.json"
+    (tmp_path / "data/unlabeled/unlabeled_1.png").write_text("no image")
+    assert u2pl("data", "check", dataset, "--json", result) == 1
+    (error,) = json.loads(result.read_text())["errors"]
+    assert set(error) == {"file", "what", "remedy"}
+    assert error["file"].endswith("unlabeled_1.png")
+    captured = capsys.readouterr()
+    assert f"error: {error['file']}: " in captured.out
+    assert "Traceback" not in captured.out + captured.err
+
+
+def test_demo_prints_its_table_and_writes_the_promised_keys(
+    tmp_path: Path,
+    u2pl: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in {"NUM_LABELED": 2, "NUM_UNLABELED": 2, "NUM_VAL": 2}.items():
+        monkeypatch.setattr(demo, name, value)
+    monkeypatch.setattr(demo, "SIZE", (40, 40))
+    out, result = tmp_path / "demo", tmp_path / "demo.json"
+    arguments = ["--out", out, "--seed", 1, "--json", result, *QUICK, "train.steps=1"]
+    assert u2pl("demo", *arguments) == 0
+    shown = capsys.readouterr().out
+    assert "U2PL+ against labels alone: " in shown
+    assert "mean" in shown
+    written = json.loads(result.read_text())
+    assert {"setting", "seed", "miou", "seconds"} <= set(written)
+    assert set(written["miou"]) == {"supervised", "no_contrast", "u2pl"}
+
+    assert u2pl("demo", *arguments) == 1
+    assert "already holds a demo" in capsys.readouterr().err
+    assert u2pl("demo", *arguments, "--overwrite") == 0
+
+
+def test_interrupted_demo_says_so_in_a_sentence(
+    tmp_path: Path,
+    u2pl: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise Interrupted(7)
+
+    monkeypatch.setattr(demo, "run_demo", interrupted)
+    assert u2pl("demo", "--out", tmp_path / "demo") == 1
+    assert "step 7" in capsys.readouterr().err
+
+
+def test_every_command_helps_with_an_example() -> None:
+    runner = CliRunner()
+    for command in (["demo"], ["train"], ["evaluate"], ["predict"], ["data", "check"]):
+        result = runner.invoke(cli.app, [*command, "--help"])
+        assert result.exit_code == 0
+        assert f"Example: u2pl {' '.join(command)}" in " ".join(result.stdout.split())
+    listed = runner.invoke(cli.app, ["--help"]).stdout
+    assert all(name in listed for name in ("demo", "train", "evaluate", "predict", "data"))
+
+
+# mistakes
+
+
+def no_folder(root: Path) -> list[object]:
+    return [root / "none"]
+
+
+def mask_of_another_size(root: Path) -> list[object]:
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(root / "data/masks/labeled_2.png")
+    return [root / "data"]
+
+
+def id_outside_the_classes(root: Path) -> list[object]:
+    Image.fromarray(np.full((40, 56), 7, np.uint8)).save(root / "data/val/masks/val_1.png")
+    return [root / "data"]
+
+
+def change(root: Path, text: Callable[[dict[str, Any]], object]) -> list[object]:
+    path = root / "data" / "dataset.yaml"
+    tree = yaml.safe_load(path.read_text())
+    text(tree)
+    path.write_text(yaml.safe_dump(tree))
+    return [root / "data"]
+
+
+def empty_list(root: Path) -> list[object]:
+    (root / "data/labeled.txt").write_text("")
+    return change(root, lambda tree: tree["labeled"].update(list="labeled.txt"))
+
+
+def absent_folder(root: Path) -> list[object]:
+    shutil.rmtree(root / "data/unlabeled")
+    return [root / "data"]
+
+
+def unknown_key_of_the_dataset(root: Path) -> list[object]:
+    return change(root, lambda tree: tree.update(clases=1))
+
+
+def labelled_image_in_val(root: Path) -> list[object]:
+    return change(root, lambda tree: tree.update(val={"images": "images", "masks": "masks"}))
+
+
+def dataset_that_is_no_yaml(root: Path) -> list[object]:
+    (root / "data/dataset.yaml").write_text("classes: [")
+    return [root / "data"]
+
+
+def with_arguments(*arguments: str) -> Callable[[Path], list[object]]:
+    return lambda root: [root / "data", *arguments]
+
+
+def folder_that_holds_a_run(root: Path) -> list[object]:
+    (root / "run").mkdir()
+    (root / "run/config.yaml").write_text("recipe: demo\n")
+    return [root / "data"]
+
+
+def damaged_labelled_image(root: Path) -> list[object]:
+    os.truncate(root / "data/images/labeled_0.png", 300)
+    return [root / "data"]
+
+
+MISTAKES: list[tuple[Callable[[Path], list[object]], int, str]] = [
+    (no_folder, 1, "none does not exist"),
+    (mask_of_another_size, 1, "labeled_2.png: the image is 56 x 40 pixels"),
+    (id_outside_the_classes, 1, "val_1.png: expected ids 0 to 2 or 255 (ignore), got 7"),
+    (empty_list, 1, "expected images in the section 'labeled', found none"),
+    (absent_folder, 1, "unlabeled of 'unlabeled: images' does not exist"),
+    (unknown_key_of_the_dataset, 1, "unknown key 'clases'. Did you mean 'classes'?"),
+    (labelled_image_in_val, 1, "labeled"),
+    (dataset_that_is_no_yaml, 1, "is not a YAML file"),
+    (
+        with_arguments("train.stepz=5"),
+        2,
+        "Unknown setting 'train.stepz'. Did you mean 'train.steps",
+    ),
+    (with_arguments("train.steps=many"), 2, "Setting 'train.steps'"),
+    (with_arguments("steps"), 2, "Expected settings as key=value, got 'steps'"),
+    (with_arguments("--setting", "weak"), 2, "Expected a setting of semi, supervised"),
+    (with_arguments("--recipe", "camvit"), 2, "Did you mean 'camvid'?"),
+    (with_arguments("model.encoder=resnet5O"), 2, "Did you mean 'resnet50"),
+    (with_arguments("method.low_rank=3"), 2, "Expected 1 <= low_rank < high_rank <= 3 classes"),
+    (folder_that_holds_a_run, 1, "already holds a run; go on with it by --resume"),
+    (damaged_labelled_image, 1, "labeled_0.png: the file cannot be decoded"),
+]
+
+
+@pytest.mark.parametrize(
+    ("mistake", "status", "text"), MISTAKES, ids=[text for _, _, text in MISTAKES]
+)
+def test_mistake_in_train_is_one_sentence_and_no_checkpoint(
+    mistake: Callable[[Path], list[object]],
+    status: int,
+    text: str,
+    tmp_path: Path,
+    u2pl: Callable[..., int],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    write_dataset(tmp_path / "data")
+    dataset, *others = mistake(tmp_path)
+    assert u2pl("train", dataset, *RECIPE, "--out", tmp_path / "run", *QUICK, *others) == status
+    shown = capfd.readouterr()
+    assert shown.err.startswith("Error: ")
+    assert shown.err.count("\n") == 1
+    assert text in shown.err
+    assert "Traceback" not in shown.out + shown.err
+    assert not RunFolder(tmp_path / "run").checkpoint("last").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "text"),
+    [
+        (["evaluate", "{root}/none"], 1, "holds no run"),
+        (["evaluate", "{root}/run", "--split", "test"], 1, "section 'test', found none"),
+        (["evaluate", "{root}/run", "--weights", "teacher"], 2, "ema or student"),
+        (["evaluate", "{root}/run", "--protocol", "x"], 2, "Setting 'evaluation.protocol'"),
+        (["predict", "{root}/none", "{root}/data", "--out", "{out}"], 1, "holds no run"),
+        (["predict", "{root}/run", "{root}/x", "--out", "{out}"], 1, "no image and no folder"),
+        (
+            ["train", "{root}/data", "--resume", "--out", "{out}"],
+            1,
+            "there is no config.yaml in it",
+        ),
+        (["data", "check", "{root}/none"], 1, "does not exist"),
+        (["evaluate", "{root}/run", "--json", "{root}/run/config.yaml/a"], 1, "Cannot write"),
+    ],
+)
+def test_mistake_in_another_command_is_one_sentence(
+    arguments: list[str],
+    status: int,
+    text: str,
+    root: Path,
+    tmp_path: Path,
+    u2pl: Callable[..., int],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    filled = [item.format(root=root, out=tmp_path / "out") for item in arguments]
+    assert u2pl(*filled) == status
+    shown = capfd.readouterr()
+    assert shown.err.startswith("Error: ")
+    assert shown.err.count("\n") == 1
+    assert text in shown.err
+    assert "Traceback" not in shown.out + shown.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arguments", [["trian"], ["train"], ["train", "a", "--sed", "1"]])
+def test_misuse_of_the_command_line_exits_with_2(
+    arguments: list[str], u2pl: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert u2pl(*arguments) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+# a process of its own
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default", "COLUMNS": "80"}
+
+
+def test_mistake_in_a_real_process_shows_no_traceback(tmp_path: Path) -> None:
+    finished = subprocess.run(
+        [sys.executable, "-m", "u2pl.cli", "train", "none.yaml", "--out", "run"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert finished.returncode == 1
+    assert finished.stderr == "Error: none.yaml does not exist; `u2pl data init` writes one.\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no such signals")
+def test_signal_saves_and_resume_goes_on(
+    number: signal.Signals, tmp_path: Path, u2pl: Callable[..., int]
+) -> None:
+    dataset, run = write_dataset(tmp_path / "data"), tmp_path / "run"
+    settings = assignments(tiny_overrides(train__steps=100_000, data__num_workers=1))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "u2pl.cli", "train", dataset, *RECIPE, "--out", run, *settings],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        metrics, deadline = RunFolder(run).metrics, time.monotonic() + 60
+        while not (metrics.exists() and metrics.read_text().count("\n") > 2):
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, shown = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert "Traceback" not in shown
+    assert "Warning" not in shown
+    (sentence,) = [line for line in shown.splitlines() if line.startswith("Error: ")]
+    step = int(sentence.removeprefix("Error: Stopped after step ").split(";")[0])
+    assert f"u2pl train {dataset} --out {run} --resume" in sentence
+    last = RunFolder(run).checkpoint("last")
+    assert torch.load(last, weights_only=True)["step"] == step
+
+    goal = step + 2
+    assert u2pl("train", dataset, "--out", run, "--resume", f"train.stop_after={goal}") == 0
+    assert torch.load(last, weights_only=True)["step"] == goal

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tiny import tiny_overrides
+from u2pl import demo
+from u2pl.config import load_config
+from u2pl.data.sources import load_dataset
+from u2pl.demo import run_demo
+from u2pl.engine.loop import Progress
+from u2pl.errors import UserError
+
+QUICK = tiny_overrides(train__steps=3, train__supervised_steps=1)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"NUM_LABELED": 2, "NUM_UNLABELED": 3, "NUM_VAL": 2}.items():
+        monkeypatch.setattr(demo, name, value)
+    monkeypatch.setattr(demo, "SIZE", (48, 48))
+
+
+@pytest.mark.usefixtures("small")
+def test_demo_trains_three_times_on_the_same_streets(tmp_path: Path) -> None:
+    names: list[str] = []
+    rows: list[Progress] = []
+    out = tmp_path / "demo"
+    result = run_demo(out, seed=5, overrides=QUICK, on_start=names.append, on_progress=rows.append)
+    assert names == ["streets", "supervised", "no_contrast", "u2pl"]
+    assert [row.step for row in rows] == [1, 2, 3] * 3
+    assert (result["setting"], result["seed"]) == ("semi", 5)
+    for key in ("miou", "miou_student", "iou"):
+        assert set(result[key]) == {"supervised", "no_contrast", "u2pl"}
+    assert all(0 <= value <= 100 for value in result["miou"].values())
+    assert result["seconds"] > 0
+    assert json.loads((out / "demo.json").read_text()) == result
+    dataset = load_dataset(out / "streets")
+    counts = {name: len(samples) for name, samples in dataset.sections.items()}
+    assert (counts["labeled"], counts["unlabeled"], counts["val"]) == (2, 3, 2)
+    configs = {name: load_config(out / name / "config.yaml") for name in names[1:]}
+    assert configs["supervised"].setting == "supervised"
+    assert configs["supervised"].method.unsupervised_weight == 0
+    assert configs["no_contrast"].method.contrastive_weight == 0
+    assert configs["no_contrast"].method.unsupervised_weight == 1
+    assert configs["u2pl"].method.contrastive_weight > 0
+    assert {config.train.seed for config in configs.values()} == {5}
+    assert {config.train.steps for config in configs.values()} == {3}
+
+
+@pytest.mark.usefixtures("small")
+def test_demo_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "streets").mkdir()
+    with pytest.raises(UserError) as caught:
+        run_demo(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path} already holds a demo; choose another folder with --out."
+    )
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("wrong", [{"train.stepz": 3}, {"train.steps": 0}])
+def test_wrong_setting_is_told_before_anything_is_painted(
+    wrong: dict[str, Any], tmp_path: Path
+) -> None:
+    """Else the corrected command would find a demo already there."""
+    with pytest.raises(UserError) as caught:
+        run_demo(tmp_path / "demo", overrides=wrong)
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "demo" / "streets").exists()
+
+
+def test_overrides_win_in_all_three_trainings() -> None:
+    """The methods differ in the contrast's weight and the setting, in nothing else."""
+    assert set(demo.METHODS) == {"supervised", "no_contrast", "u2pl"}
+    assert demo.METHODS["u2pl"] == ("semi", {})
+    assert demo.METHODS["supervised"] == ("supervised", {})
+    assert demo.METHODS["no_contrast"] == ("semi", {"method.contrastive_weight": 0.0})
