@@ -13,7 +13,9 @@ from factories import write_dataset
 from tiny import tiny_overrides
 from u2pl import UserError, evaluate, load, make_config, train
 from u2pl.config import save_config
+from u2pl.engine.checkpoint import save_weights
 from u2pl.engine.run_folder import RunFolder
+from u2pl.models import encoders
 
 QUICK = tiny_overrides(train__steps=2)
 
@@ -78,15 +80,12 @@ def test_setting_that_cannot_be_trained_is_refused(setting: str) -> None:
     assert caught.value.exit_code == 2
 
 
-@pytest.mark.parametrize("setting", ["weak", "adapt"])
-def test_setting_that_cannot_be_trained_is_refused_as_an_override_too(setting: str) -> None:
-    with pytest.raises(UserError):
-        make_config("demo", overrides={"setting": setting})
-
-
-def test_supervised_as_an_override_means_the_same() -> None:
-    config = make_config("demo", overrides={"setting": "supervised"})
-    assert config.method.unsupervised_weight == config.method.contrastive_weight == 0
+@pytest.mark.parametrize("name", ["setting", "recipe"])
+def test_setting_and_recipe_are_no_overrides(name: str) -> None:
+    """As overrides they would be names on a run that is something else."""
+    with pytest.raises(UserError, match=f"Give the {name} as --{name}") as caught:
+        make_config("demo", overrides={name: "supervised"})
+    assert caught.value.exit_code == 2
 
 
 # training
@@ -157,6 +156,16 @@ def test_resumed_run_keeps_its_settings(dataset: Path, tmp_path: Path) -> None:
     # without a word of its recipe: the folder knows
     result = train(dataset, out=tmp_path / "a", resume=True)
     assert (result["step"], result["finished"]) == (2, True)
+
+
+def test_resumed_run_needs_its_encoders_weights_no_more(dataset: Path, tmp_path: Path) -> None:
+    name, file = "test_efficientnet", tmp_path / "encoder.safetensors"
+    save_weights(file, encoders.timm.create_model(name, pretrained=False).state_dict())
+    model = {"model.encoder": name, "model.pretrained": True, "model.weights": str(file)}
+    overrides = QUICK | model | {"train.stop_after": 1}
+    train(dataset, recipe="demo", out=tmp_path / "a", overrides=overrides)
+    file.unlink()
+    assert train(dataset, out=tmp_path / "a", resume=True)["finished"]
 
 
 # evaluation

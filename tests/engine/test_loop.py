@@ -19,6 +19,7 @@ from u2pl.engine import loop
 from u2pl.engine.evaluate import Evaluation
 from u2pl.engine.loop import Interrupted, Progress, check_against_data, fit, noticing_signals
 from u2pl.engine.run_folder import RunFolder, read_metrics
+from u2pl.engine.state import TrainState
 from u2pl.errors import UserError
 
 
@@ -237,6 +238,26 @@ def test_spoilt_weights_are_not_saved_between_two_reports(dataset: Dataset, tmp_
     if last.exists():
         weights = torch.load(last, weights_only=True)["student"].values()
         assert all(torch.isfinite(tensor).all() for tensor in weights)
+
+
+def test_update_that_spoils_the_weights_is_not_saved(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finite loss may have a gradient that is not, so that only the weights show it."""
+    original = loop.training_step
+
+    def spoiled(fabric: Any, state: TrainState, *others: Any) -> dict[str, torch.Tensor]:
+        values = original(fabric, state, *others)
+        if state.step == 3:
+            next(state.student.parameters()).detach().fill_(torch.nan)
+        return values
+
+    monkeypatch.setattr(loop, "training_step", spoiled)
+    config = tiny_config(train__checkpoint_every=1, train__steps=6)
+    with pytest.raises(UserError):
+        start(config, dataset, tmp_path / "a")
+    weights = torch.load(RunFolder(tmp_path / "a").checkpoint("last"), weights_only=True)
+    assert all(torch.isfinite(tensor).all() for tensor in weights["student"].values())
 
 
 # signals

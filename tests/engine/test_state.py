@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 
 from tiny import IGNORE, tiny_batch, tiny_config, tiny_state
 from u2pl.engine.state import initial_state, queue_capacities
 from u2pl.engine.step import training_step
+from u2pl.errors import UserError
 
 
 def test_background_class_has_the_longer_queue() -> None:
@@ -28,6 +32,19 @@ def test_first_weights_depend_on_the_seed_alone() -> None:
     assert not torch.equal(
         first["encoder.stages.0.0.0.weight"], other["encoder.stages.0.0.0.weight"]
     )
+
+
+def test_no_weights_are_fetched_where_a_checkpoint_brings_them(tmp_path: Path) -> None:
+    config = tiny_config(
+        model__encoder="test_efficientnet",
+        model__pretrained=True,
+        model__weights=str(tmp_path / "gone.safetensors"),
+    )
+    device = torch.device("cpu")
+    state = initial_state(config, 3, IGNORE, device, load_pretrained=False)
+    assert sum(p.numel() for p in state.student.parameters()) > 100_000
+    with pytest.raises(UserError, match="there is no file"):
+        initial_state(config, 3, IGNORE, device)
 
 
 def test_teacher_is_a_frozen_copy_in_evaluation_mode() -> None:

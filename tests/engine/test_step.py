@@ -16,6 +16,7 @@ from u2pl.data.batch import Batch
 from u2pl.engine import step as step_module
 from u2pl.engine.state import TrainState
 from u2pl.engine.step import PseudoLabels, training_step
+from u2pl.losses import contrastive_loss
 from u2pl.partition import prediction_entropy
 
 
@@ -230,6 +231,38 @@ def test_each_mixing_keeps_images_and_targets_together(
     torch.testing.assert_close(pseudo.labels[own], predictions[own])
 
 
+def test_entropy_and_keys_are_mixed_with_their_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = spy(monkeypatch, "pseudo_label")
+    config = tiny_config(
+        method__mix_probability=1.0,
+        method__initial_unreliable_fraction=0.4,
+        method__denoise_temperature=None,
+    )
+    batch = tiny_batch()
+    assert batch.unlabeled is not None
+    run(config, steps=1, batch=batch)
+    arguments, pseudo = calls[0]
+    own = (pseudo.images == batch.unlabeled.strong[0]).all(dim=1)
+    assert not own.all()
+    view = arguments["view"]
+    entropy = prediction_entropy(step_module.upsample(view.logits, SIZE).softmax(1))
+    mixed = torch.where(own, entropy, entropy.flip(0))
+    assert torch.equal(pseudo.labels == IGNORE, mixed > pseudo.threshold)
+    assert (mixed > pseudo.threshold).float().mean().item() == pytest.approx(0.4, abs=0.01)
+    centre = own[:, 2::4, 2::4]  # of each cell of the feature grid
+    assert torch.equal(pseudo.unreliable, (mixed > pseudo.threshold)[:, 2::4, 2::4])
+    keys = torch.where(centre.unsqueeze(1), view.features, view.features.flip(0))
+    assert torch.equal(pseudo.features, keys)
+
+
+def test_each_step_mixes_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = spy(monkeypatch, "choose_mix")
+    run(tiny_config(method__mix_probability=1.0), steps=3, batch=tiny_batch())
+    first, second, third = (mix.mask for _, mix in calls)
+    assert not torch.equal(first, second)
+    assert not torch.equal(second, third)
+
+
 def test_padding_of_unlabelled_images_gets_no_label(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = spy(monkeypatch, "pseudo_label")
     valid = torch.ones(2, *SIZE, dtype=torch.bool)
@@ -321,6 +354,29 @@ def test_pairs_point_to_pixels_of_their_own_class(monkeypatch: pytest.MonkeyPatc
         assert pairs.negatives.shape == (NUM_CLASSES, 8, 5, 8)
 
 
+@pytest.mark.parametrize("num_labeled", [1, 2, 3])
+def test_contrast_is_that_of_the_students_features_at_the_anchors(
+    num_labeled: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anchors in unlabelled images count like those in labelled ones."""
+    calls = spy(monkeypatch, "contrast_pairs")
+    config = tiny_config(method__anchor_threshold=0.0)
+    fabric, state = tiny_state(config)
+    seen: list[Tensor] = []
+    state.student.register_forward_hook(lambda *call: seen.append(call[2].features.detach()))
+    for seed in range(2):
+        batch = tiny_batch(num_labeled=num_labeled, seed=seed)
+        values = training_step(fabric, state, batch, config)
+        pairs = calls[-1][1]
+        pixels = seen[-1].movedim(1, -1).flatten(0, 2)
+        expected = contrastive_loss(
+            pixels[pairs.anchors], pairs.positives, pairs.negatives, pairs.active, temperature=0.5
+        )
+        torch.testing.assert_close(values["loss_c"], expected)
+    assert (pairs.anchors[pairs.active] >= num_labeled * 64).any()
+    assert (pairs.anchors[pairs.active] < num_labeled * 64).any()
+
+
 def test_keys_pushed_in_a_step_are_bounded() -> None:
     state, _ = run(tiny_config(method__keys_per_step=3), steps=2)
     assert state.queues.num_keys.max() <= 6
@@ -338,6 +394,13 @@ def test_ohem_runs_and_counts_hard_pixels_alone() -> None:
     )[1][0]
     assert everything["loss_s"] == pytest.approx(plain["loss_s"], rel=1e-4)
     assert hard["loss_s"] > plain["loss_s"]
+
+
+def test_ohem_keeps_a_pixel_in_every_part() -> None:
+    config = tiny_config(
+        train__ohem=True, train__ohem_min_kept=1, train__ohem_threshold=0.01, train__accumulation=2
+    )
+    assert run(config, steps=1)[1][0]["loss_s"] > 0
 
 
 def test_entropy_threshold_is_that_of_the_teachers_prediction(

@@ -21,11 +21,9 @@ def test_recipe_is_a_complete_configuration_of_its_name(name: str) -> None:
     assert parse_config(config.model_dump()) == config
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipe_builds_a_network_that_sees_its_own_crop(name: str) -> None:
+@pytest.mark.parametrize("name", ["camvid-small", "demo"])
+def test_small_recipe_builds_a_network_that_sees_its_own_crop(name: str) -> None:
     config = get_recipe(name)
-    if config.model.encoder == "resnet50":
-        pytest.skip("too large for a test; its parts are tested with a small encoder")
     model = Segmenter(config.model, 3, load_pretrained=False).eval()
     height, width = config.data.crop
     with torch.no_grad():

@@ -55,7 +55,10 @@ _Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class _Palette:
-    """The colours that scenes draw from: sky as (zenith, horizon, cloud), the rest one by one."""
+    """The colours that scenes draw from: sky as (zenith, horizon, cloud), the rest one by one.
+
+    The first ones are the plainest: a style of little variety draws from them alone.
+    """
 
     skies: tuple[tuple[_Color, _Color, _Color], ...]
     buildings: tuple[_Color, ...]
@@ -85,12 +88,12 @@ _PALETTES = {
             (182, 132, 44), (168, 82, 38), (122, 50, 42), (214, 162, 178), (104, 96, 72),
         ),
         roads=(
-            (92, 92, 94), (66, 66, 70), (124, 122, 118), (152, 148, 140), (98, 90, 82),
-            (132, 96, 84), (84, 92, 106), (176, 170, 158),
+            (92, 92, 94), (66, 66, 70), (84, 92, 106), (98, 90, 82), (124, 122, 118),
+            (152, 148, 140), (132, 96, 84), (176, 170, 158),
         ),
         pavements=(
-            (152, 150, 146), (186, 182, 172), (114, 112, 112), (168, 122, 106), (192, 172, 136),
-            (88, 88, 92), (136, 142, 152), (206, 200, 190),
+            (186, 182, 172), (152, 150, 146), (192, 172, 136), (168, 122, 106), (206, 200, 190),
+            (136, 142, 152), (114, 112, 112), (88, 88, 92),
         ),
     ),
     "evening": _Palette(
@@ -119,8 +122,8 @@ _PALETTES = {
 }  # fmt: skip
 
 _CAR_COLORS: tuple[_Color, ...] = (
-    (28, 28, 32), (68, 70, 76), (112, 114, 118), (164, 166, 170), (232, 232, 230), (158, 26, 30),
-    (38, 62, 132), (112, 148, 188), (36, 82, 56), (224, 182, 48), (206, 98, 36), (120, 84, 58),
+    (28, 28, 32), (68, 70, 76), (232, 232, 230), (158, 26, 30), (38, 62, 132), (112, 148, 188),
+    (224, 182, 48), (36, 82, 56), (112, 114, 118), (164, 166, 170), (206, 98, 36), (120, 84, 58),
     (196, 186, 160), (98, 34, 60),
 )  # fmt: skip
 _CLOTHES: tuple[_Color, ...] = (
@@ -156,6 +159,7 @@ class Style:
         texture: factor on the strength of bricks, asphalt grain and leaves; 0 paints flat colours.
         haze: in [0, 1]: the most that haze hides of a thing at infinite distance.
         noise: standard deviation of the sensor noise in [0, 1] units of brightness.
+        variety: in (0, 1]: the share of the palette's colours in use.
         clutter: factor on the number of billboards, graffiti, puddles and patches.
         lit: in [0, 1]: the share of windows and lamps that shine.
     """
@@ -169,12 +173,14 @@ class Style:
     texture: float = 1.0
     haze: float = 0.5
     noise: float = 0.012
+    variety: float = 1.0
     clutter: float = 1.0
     lit: float = 0.04
 
 
 STYLES: dict[str, Style] = {
     "day": Style(),
+    "clear": Style(variety=0.5, light_spread=0.12, clutter=0.6),
     "dusk": Style(
         palette="evening",
         light=0.95,
@@ -187,7 +193,8 @@ STYLES: dict[str, Style] = {
         lit=0.4,
     ),
 }
-"""The named looks: ``day``, and ``dusk`` as a shifted domain with the same classes and layout."""
+"""The named looks: ``day``; ``clear``, the same with fewer colours and steadier light, which a
+small net can learn in minutes; and ``dusk``, a shifted domain with the same classes and layout."""
 
 
 @dataclass(frozen=True)
@@ -254,7 +261,7 @@ class _Scene:
 
     def vary(self, colors: Sequence[_Color], spread: float = 0.12) -> _Color:
         """Return one of the colours, a little lighter, darker and tinted."""
-        color = colors[int(self.rng.integers(len(colors)))]
+        color = colors[int(self.rng.integers(math.ceil(len(colors) * self.style.variety)))]
         gain = 1 + self.between(-spread, spread)
         red, green, blue = (c * gain + self.between(-60, 60) * spread for c in color)
         return _clip(red), _clip(green), _clip(blue)
@@ -332,7 +339,8 @@ def paint_scene(
     canvas_size = (size[0] * _OVERSAMPLING, size[1] * _OVERSAMPLING)
     palette = _PALETTES[style.palette]
     camera = _place_camera(generator, canvas_size)
-    sky, haze_color = _sky(generator, palette, canvas_size, camera.horizon)
+    num_skies = math.ceil(len(palette.skies) * style.variety)
+    sky, haze_color = _sky(generator, palette.skies[:num_skies], canvas_size, camera.horizon)
     codes = Image.new("RGBA", (canvas_size[1], canvas_size[0]), _Paint(_SKY, _PLAIN, 0))
     scene = _Scene(
         image=ImageDraw.Draw(sky),
@@ -459,11 +467,14 @@ def _lay_out_street(rng: np.random.Generator) -> _Street:
 
 
 def _sky(
-    rng: np.random.Generator, palette: _Palette, size: tuple[int, int], horizon: float
+    rng: np.random.Generator,
+    skies: Sequence[tuple[_Color, _Color, _Color]],
+    size: tuple[int, int],
+    horizon: float,
 ) -> tuple[Image.Image, _Color]:
     """Return a sky with clouds that fills the canvas, and the colour of haze below it."""
     height, width = size
-    zenith, low, cloud = palette.skies[int(rng.integers(len(palette.skies)))]
+    zenith, low, cloud = skies[int(rng.integers(len(skies)))]
     ramp = np.clip(np.arange(height) / (horizon * 1.05), 0, 1) ** rng.uniform(0.6, 1.8)
     clouds = _textures()[1]
     # Stretched sideways, as clouds are when seen from below at a slant.
