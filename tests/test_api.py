@@ -44,8 +44,8 @@ def test_names_of_the_documentation_are_there() -> None:
 
 
 def test_overrides_win_over_seed_setting_and_recipe() -> None:
-    config = make_config("demo", seed=3, overrides={"train.steps": 7})
-    assert (config.recipe, config.train.seed, config.train.steps) == ("demo", 3, 7)
+    config = make_config("demo", seed=3, overrides={"train.steps": 700})
+    assert (config.recipe, config.train.seed, config.train.steps) == ("demo", 3, 700)
     assert make_config("demo", seed=3, overrides={"train.seed": 4}).train.seed == 4
     assert make_config("demo").train.seed == 0
 
@@ -58,9 +58,9 @@ def test_supervised_setting_leaves_the_unlabelled_images_out() -> None:
 
 
 def test_recipe_may_be_a_file(tmp_path: Path) -> None:
-    save_config(make_config("demo", overrides={"train.steps": 7}), tmp_path / "mine.yaml")
+    save_config(make_config("demo", overrides={"train.steps": 700}), tmp_path / "mine.yaml")
     config = make_config(str(tmp_path / "mine.yaml"), overrides={"train.seed": 2})
-    assert (config.train.steps, config.train.seed) == (7, 2)
+    assert (config.train.steps, config.train.seed) == (700, 2)
     with pytest.raises(UserError, match="Cannot read the configuration"):
         make_config(str(tmp_path / "none.yml"))
 

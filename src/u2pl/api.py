@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from u2pl.engine.run_folder import RunFolder
 from u2pl.errors import UserError
 from u2pl.recipes import get_recipe
 
+logger = logging.getLogger(__name__)
+
 SETTINGS = ("semi", "supervised")
 """What ``train`` can do today."""
 
@@ -27,7 +30,7 @@ SETTINGS = ("semi", "supervised")
 def make_config(
     recipe: str = "default",
     *,
-    setting: str = "semi",
+    setting: str | None = None,
     seed: int | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Config:
@@ -35,7 +38,8 @@ def make_config(
 
     Args:
         recipe: a recipe's name, or a path to a YAML file of settings.
-        setting: ``semi``, or ``supervised``, which leaves the unlabelled images out.
+        setting: ``semi``, or ``supervised``, which leaves the unlabelled images out; None keeps
+            the recipe's.
         seed: of every random draw; None keeps the recipe's.
         overrides: by dotted key, such as ``{"train.steps": 2000}``; they win over the rest.
 
@@ -44,6 +48,7 @@ def make_config(
     """
     is_file = recipe.endswith((".yaml", ".yml"))
     config = load_config(Path(recipe)) if is_file else get_recipe(recipe)
+    setting = setting or config.setting
     if setting not in SETTINGS:
         raise UserError(
             f"Expected a setting of {', '.join(SETTINGS)}, got '{setting}'.", exit_code=2
@@ -68,7 +73,7 @@ def train(
     *,
     recipe: str = "default",
     out: str | Path,
-    setting: str = "semi",
+    setting: str | None = None,
     seed: int | None = None,
     overrides: Mapping[str, Any] | None = None,
     resume: bool = False,
@@ -103,8 +108,8 @@ def train(
         config = make_config(recipe, setting=setting, seed=seed, overrides=overrides)
     check_against_data(config, data)
     quick_check(data)
-    if not resume:
-        folder.create(config, data)
+    if config.setting == "semi" and not data.unlabeled:
+        logger.warning("%s has no unlabelled images: training sees the labels alone.", data.path)
     return fit(
         config, data, folder, resume=resume, on_progress=on_progress, on_evaluation=on_evaluation
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -108,6 +107,11 @@ def describe_losses(values: dict[str, float], steps_per_second: float) -> str:
     return text
 
 
+def percent(value: float | None) -> str:
+    """Two digits, or a dash where no pixel was known."""
+    return "–" if value is None else f"{value:.2f}"
+
+
 def write_result(path: Path | None, result: dict[str, Any]) -> None:
     """Write a command's result where ``--json`` says."""
     if path is None:
@@ -138,13 +142,12 @@ def demo(
     from u2pl import demo as demo_module
     from u2pl.config import parse_assignments
 
-    if overwrite and (out / "streets" / "dataset.yaml").exists():
-        shutil.rmtree(out)
     with TrainingDisplay() as display:
         result = demo_module.run_demo(
             out,
             seed=seed,
             overrides=parse_assignments(settings or []),
+            overwrite=overwrite,
             on_start=display.start,
             on_progress=display.progress,
         )
@@ -194,7 +197,7 @@ def train(
     ] = None,
     out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/run"),
     setting: Annotated[
-        str | None, typer.Option(help="semi, or supervised.  [default: semi]")
+        str | None, typer.Option(help="semi, or supervised.  [default: the recipe's]")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of every random draw.")] = None,
     resume: Annotated[
@@ -212,7 +215,7 @@ def train(
         for name, value in (("recipe", recipe), ("setting", setting), ("seed", seed)):
             if value is not None:
                 raise UserError(f"A resumed run keeps its {name}; leave --{name} out.", exit_code=2)
-    recipe, setting = recipe or "default", setting or "semi"
+    recipe = recipe or "default"
     if not resume:
         method = api.make_config(recipe, setting=setting, seed=seed, overrides=overrides).method
         if method.contrastive_weight > 0:
@@ -235,9 +238,9 @@ def train(
             on_evaluation=display.evaluation,
         )
     console.print(
-        f"Step {result['step']}: val mIoU teacher {result['ema']['miou']:.2f} %, "
-        f"student {result['student']['miou']:.2f} %; "
-        f"best teacher {result['best']['miou']:.2f} % at step "
+        f"Step {result['step']}: val mIoU teacher {percent(result['ema']['miou'])} %, "
+        f"student {percent(result['student']['miou'])} %; "
+        f"best teacher {percent(result['best']['miou'])} % at step "
         f"{result['best']['step']}. Run folder: {out}",
         highlight=False,
         soft_wrap=True,
@@ -277,8 +280,8 @@ def evaluate(
     table.add_column("class")
     table.add_column("IoU %", justify="right")
     for name, value in result["iou"].items():
-        table.add_row(name, "–" if value is None else f"{value:.2f}")
-    table.add_row("mean", f"{result['miou']:.2f}", style="bold")
+        table.add_row(name, percent(value))
+    table.add_row("mean", percent(result["miou"]), style="bold")
     console.print(table)
     write_result(json_file, result)
 

@@ -42,6 +42,12 @@ class ModelSettings(Settings):
     dropout: float = Field(0.1, ge=0, lt=1)
     """Before the last convolution of f; not on g."""
 
+    @model_validator(mode="after")
+    def _check(self) -> ModelSettings:
+        if self.weights is not None and not self.pretrained:
+            raise ValueError("weights is given, but pretrained is false; leave one of them out")
+        return self
+
 
 class DataSettings(Settings):
     """From files to batches. All geometry is shared by image, mask and both views."""
@@ -159,6 +165,15 @@ class TrainSettings(Settings):
     log_every: int = Field(20, ge=1)
     seed: int = Field(0, ge=0)
     deterministic: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainSettings:
+        if self.supervised_steps > self.steps:
+            raise ValueError(
+                f"supervised_steps is {self.supervised_steps}, more than the {self.steps} steps "
+                "of the run"
+            )
+        return self
 
 
 class EvaluationSettings(Settings):

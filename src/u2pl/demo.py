@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from u2pl.api import train
+from u2pl.api import make_config, train
 from u2pl.data.synthetic import write_streets
 from u2pl.engine.checkpoint import write_json
 from u2pl.engine.loop import Progress
@@ -29,6 +30,7 @@ def run_demo(
     *,
     seed: int = 0,
     overrides: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
     on_start: Callable[[str], None] = lambda _: None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> dict[str, Any]:
@@ -38,6 +40,7 @@ def run_demo(
         out: gets ``streets/`` and a run folder a method; it must not hold a demo yet.
         seed: of the streets and of the trainings.
         overrides: settings by dotted key, for all three trainings.
+        overwrite: remove an earlier demo's streets and runs first, and nothing else.
         on_start: called with each method's name.
         on_progress: called with each row of training metrics.
 
@@ -49,6 +52,11 @@ def run_demo(
         UserError: where the folder holds a demo already.
     """
     started = time.perf_counter()
+    for setting, changes in METHODS.values():  # a mistake is told before anything is painted
+        make_config("demo", setting=setting, seed=seed, overrides={**changes, **(overrides or {})})
+    if overwrite:
+        for name in ("streets", *METHODS):
+            shutil.rmtree(out / name, ignore_errors=True)
     if (out / "streets").exists():
         raise UserError(f"{out} already holds a demo; choose another folder with --out.")
     on_start("streets")

@@ -29,9 +29,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def start(config: Config, dataset: Dataset, path: Path, **arguments: Any) -> dict[str, Any]:
-    folder = RunFolder(path)
-    folder.create(config, dataset)
-    return fit(config, dataset, folder, **arguments)
+    return fit(config, dataset, RunFolder(path), **arguments)
 
 
 def step_of(path: Path, name: str = "last") -> int:

@@ -53,7 +53,7 @@ class Evaluation:
 
     @property
     def miou(self) -> float:
-        """Mean over the classes that occur, in percent."""
+        """Mean over the classes that occur, in percent; nan where no pixel is known."""
         return float(class_iou(self.confusion).nanmean())
 
     def entropy_quantile(self, share: float) -> float:
@@ -68,7 +68,7 @@ class Evaluation:
         """Plain values, as ``evaluate --json`` writes them."""
         accuracy = self.confusion.diagonal().sum() / self.confusion.sum().clamp_min(1)
         return {
-            "miou": self.miou,
+            "miou": None if math.isnan(self.miou) else self.miou,
             "iou": self.iou,
             "pixel_accuracy": float(accuracy) * 100,
             "protocol": self.protocol,

@@ -73,7 +73,7 @@ def fit(
     Args:
         config: the run.
         dataset: checked already.
-        folder: created already.
+        folder: created here, unless ``resume``.
         resume: go on from the folder's last checkpoint.
         on_progress: called with each row of training metrics.
         on_evaluation: called with the step and the scores of ``student`` and ``ema``.
@@ -99,14 +99,22 @@ def fit(
         fabric.device,
         load_pretrained=not resume,
     )
+    if not resume:
+        folder.create(config, dataset)  # only now: a network that cannot be built leaves no run
     state.student, state.optimizer = fabric.setup(state.student, state.optimizer)
     best: dict[str, Any] = {"step": 0, "miou": -1.0}
     if resume:
         checkpoint = load_checkpoint(folder.checkpoint("last"), fabric.device)
         refuse_other_data(checkpoint, dataset, folder)
-        state.load_state_dict(checkpoint)
-        fabric.strategy.precision.load_state_dict(checkpoint["precision"])
-        best = checkpoint["best"]
+        try:
+            state.load_state_dict(checkpoint)
+            fabric.strategy.precision.load_state_dict(checkpoint["precision"])
+            best = checkpoint["best"]
+        except (KeyError, RuntimeError, ValueError):
+            raise UserError(
+                f"The checkpoint of {folder.path} does not fit its config.yaml; has the file been "
+                "edited since the run was started?"
+            ) from None
     stop = min(config.train.steps, config.train.stop_after or config.train.steps)
     runner = Runner(fabric, state, config, dataset, folder, best, on_progress, on_evaluation)
     return runner.run(stop)
@@ -114,6 +122,10 @@ def fit(
 
 def check_against_data(config: Config, dataset: Dataset) -> None:
     """Raise UserError where settings and data set do not go together."""
+    if dataset.num_classes < 2:
+        raise UserError(
+            f"{dataset.path}: expected at least two classes, got {dataset.num_classes}."
+        )
     try:
         rank_bounds(
             dataset.num_classes, low_rank=config.method.low_rank, high_rank=config.method.high_rank
@@ -131,12 +143,6 @@ def check_against_data(config: Config, dataset: Dataset) -> None:
         raise UserError(
             f"train.accumulation is {config.train.accumulation}, but there are only "
             f"{config.data.batch_labeled} labelled images in a batch to split.",
-            exit_code=2,
-        )
-    if config.train.supervised_steps > config.train.steps:
-        raise UserError(
-            f"train.supervised_steps is {config.train.supervised_steps}, more than the "
-            f"{config.train.steps} steps of the run.",
             exit_code=2,
         )
 
@@ -213,9 +219,10 @@ class Runner:
                 if step % self.config.train.eval_every == 0 or last:
                     self.score(log)
                     started, since = time.perf_counter(), step
-                if step % self.config.train.checkpoint_every == 0 or last or asked_to_stop():
+                asked = asked_to_stop()  # once: a signal may come between two questions
+                if step % self.config.train.checkpoint_every == 0 or last or asked:
                     self.save()
-                if asked_to_stop() and not last:
+                if asked and not last:
                     raise Interrupted(step, self.dataset, self.folder)
         if self.scored_at != self.state.step:  # resumed at the very end: nothing was left to train
             self.score(None)
@@ -262,8 +269,14 @@ class Runner:
             self.save("best")
 
     def save(self, name: str = "last") -> None:
-        """Write a checkpoint, unless the last step's losses spoiled what would be saved."""
+        """Write a checkpoint, unless the last step spoiled what would be saved."""
         self.require_finite(self.losses)
+        weights = self.state.student.parameters()
+        if not torch.stack([tensor.detach().isfinite().all() for tensor in weights]).all():
+            raise UserError(
+                f"At step {self.state.step} the update made weights that are not finite; training "
+                "stopped before saving them. Lower optimizer.lr, or set optimizer.max_grad_norm."
+            )
         extra = {
             "best": self.best,
             "splits": training_splits(self.dataset),

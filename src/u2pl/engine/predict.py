@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from u2pl.engine.run_folder import RunFolder
 from u2pl.errors import UserError
 from u2pl.models import Segmenter
 from u2pl.partition import prediction_entropy
+
+KINDS = ("masks", "overlays", "entropy", "reliable")
+"""Pictures that :func:`predict_images` can write."""
 
 
 class Prediction(NamedTuple):
@@ -163,8 +167,14 @@ def load_model(
         saved = load_checkpoint(folder.checkpoint(checkpoint))
         state = saved["teacher" if weights == "ema" else "student"]
         card = ModelCard(**{**card.__dict__, "step": saved["step"]})
-    network.load_state_dict(state)
-    return SegmentationModel(network.eval().requires_grad_(False), card).to(device)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError:
+        raise UserError(
+            f"The weights in {folder.path} do not fit the network that {folder.model.name} "
+            "describes; were files of two runs mixed?"
+        ) from None
+    return SegmentationModel(network, card).eval().requires_grad_(False).to(device)
 
 
 def find_images(source: Path) -> tuple[Path, list[Path]]:
@@ -194,6 +204,20 @@ def find_images(source: Path) -> tuple[Path, list[Path]]:
     return base, files
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder for results.
+
+    Raises:
+        UserError: where it cannot be made or written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot write into {path}: {error.strerror}.") from None
+    if not os.access(path, os.W_OK):
+        raise UserError(f"Cannot write into {path}: permission denied.")
+
+
 def refuse_clashes(base: Path, files: list[Path]) -> None:
     """Raise UserError where two images would be written to the same name."""
     seen: dict[Path, Path] = {}
@@ -219,7 +243,8 @@ def predict_images(
     Args:
         model: from :func:`load_model`.
         source: a file, folder or glob pattern.
-        out: gets a folder a kind; a file's name and subfolder are those of its image.
+        out: gets a folder a kind; a file's name and subfolder are those of its image. Images
+            that lie in it, from an earlier call, are passed over.
         kinds: of ``masks`` (class ids, shown in the classes' colours), ``overlays``, ``entropy``
             (0 to log C) and ``reliable`` (255 where sure).
         on_image: called with images written and images in all.
@@ -230,9 +255,16 @@ def predict_images(
     Raises:
         UserError: where there is no image, one cannot be read, or names clash.
     """
-    base, files = find_images(source)
-    refuse_clashes(base, files)
     wanted, pixels, sure = tuple(kinds), 0, 0
+    for kind in wanted:
+        if kind not in KINDS:
+            raise UserError(f"Expected kinds of {', '.join(KINDS)}, got '{kind}'.", exit_code=2)
+    base, files = find_images(source)
+    files = [file for file in files if not file.resolve().is_relative_to(out.resolve())]
+    if not files:
+        raise UserError(f"All images of {source} lie in {out}, where the results go.")
+    refuse_clashes(base, files)
+    make_folder(out)
     # decoding and PNG writing leave the interpreter's lock: they run beside the forward pass
     with ThreadPoolExecutor(2) as readers, ThreadPoolExecutor(2) as writers:
         writing: list[Future[None]] = []

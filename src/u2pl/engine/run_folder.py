@@ -98,7 +98,7 @@ class RunFolder:
 def absolute_dataset(path: Path) -> str:
     """The text of a dataset.yaml that reads the same files from anywhere."""
     tree = yaml.safe_load(path.read_text())
-    tree["root"] = str((path.parent / tree.get("root", ".")).resolve())
+    tree["root"] = str((path.parent / str(tree.get("root") or ".")).resolve())
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 

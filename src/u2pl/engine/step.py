@@ -330,9 +330,10 @@ def backward_in_parts(
                 num_pixels=pseudo.num_kept,
             )
         if pairs is not None:
-            rows_l = torch.arange(len(labeled.images))[part::num_parts]
-            rows_u = torch.arange(0 if pseudo is None else len(pseudo.images))[part::num_parts]
-            rows = torch.cat([rows_l, len(labeled.images) + rows_u])
+            num_images = len(labeled.images) + (0 if pseudo is None else len(pseudo.images))
+            rows = torch.arange(num_images, device=zero.device)
+            split_at = len(labeled.images)
+            rows = torch.cat([rows[:split_at][part::num_parts], rows[split_at:][part::num_parts]])
             terms["loss_c"] = contrast_of_part(pairs, features, rows, config)
         loss = terms["loss_s"] + terms.get("loss_u", zero)
         loss = loss + config.method.contrastive_weight * terms.get("loss_c", zero)
@@ -353,7 +354,12 @@ def update_student(fabric: Fabric, state: TrainState, config: Config) -> None:
     )
     set_learning_rate(state.optimizer, factor)
     if settings.max_grad_norm is not None:
-        fabric.clip_gradients(state.student, state.optimizer, max_norm=settings.max_grad_norm)
+        fabric.clip_gradients(
+            state.student,
+            state.optimizer,
+            max_norm=settings.max_grad_norm,
+            error_if_nonfinite=False,  # it would wait for the device; the loop looks at the loss
+        )
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
 
@@ -389,7 +395,6 @@ def contrast_of_part(
     """
     cells = features.shape[-2] * features.shape[-1]
     images, cell = pairs.anchors // cells, pairs.anchors % cells
-    rows = rows.to(images.device)
     match = images.unsqueeze(-1) == rows  # [C, M, n]
     pixels = features.flatten(2).transpose(1, 2).flatten(0, 1)  # [n·h·w, D]
     return losses.contrastive_loss(

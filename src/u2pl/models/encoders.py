@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from safetensors.torch import load_file
 from segmentation_models_pytorch.encoders.timm_universal import TimmUniversalEncoder
 from segmentation_models_pytorch.encoders.timm_vit import TimmViTEncoder
-from torch import nn
+from torch import Tensor, nn
 
 from u2pl.errors import UserError, nearest_name
 from u2pl.models.small import SmallEncoder
@@ -53,8 +53,7 @@ def build_encoder(
     check_known(name)
     arguments: dict[str, Any] = {"pretrained": pretrained or weights is not None}
     if weights is not None:
-        check_weights(name, weights)
-        arguments["pretrained_cfg_overlay"] = {"file": str(weights)}
+        arguments["pretrained_cfg_overlay"] = {"state_dict": read_weights(name, weights)}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the hub's advice about tokens is no use here
@@ -85,23 +84,35 @@ def check_known(name: str) -> None:
         )
 
 
-def check_weights(name: str, path: Path) -> None:
-    """Make sure that a file holds every tensor of a timm model but its classifier.
+def read_weights(name: str, path: Path) -> dict[str, Tensor]:
+    """Read a file that holds every tensor of a timm model but its classifier's.
 
     timm itself ignores what is missing when it builds an encoder, so that a wrong file would
-    train from scratch without a word.
+    train from scratch without a word. Nothing in the file is executed.
+
+    Args:
+        name: a timm model.
+        path: a safetensors file, or one written by ``torch.save`` that holds plain tensors, by
+            themselves or under ``state_dict`` or ``model``.
+
+    Returns:
+        The file's tensors by name.
 
     Raises:
         UserError: for a missing or unreadable file, absent tensors, or tensors of another shape.
     """
     if not path.is_file():
         raise UserError(f"model.weights: there is no file {path}.")
-    logging.getLogger("timm").setLevel(logging.ERROR)
     model: Any = timm.create_model(name, pretrained=False)
     classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
     heads = {prefix for prefix, module in model.named_modules() if module is classifier}
     try:
-        state = timm.models.load_state_dict(str(path), use_ema=False)
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = state.get("state_dict", state.get("model", state))
+        state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
     except Exception:
         raise UserError(
             f"model.weights: {path} is neither a safetensors file nor a file of plain tensors."
@@ -123,6 +134,7 @@ def check_weights(name: str, path: Path) -> None:
                 f"model.weights: {path} is not for timm's '{name}': expected '{key}' of shape "
                 f"{tuple(shape)}, got {tuple(state[key].shape)}."
             )
+    return state
 
 
 def normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

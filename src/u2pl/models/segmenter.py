@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3PlusDecoder
+from segmentation_models_pytorch.decoders.deeplabv3.decoder import ASPPPooling, DeepLabV3PlusDecoder
 from segmentation_models_pytorch.decoders.dpt.decoder import DPTDecoder
 from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
 from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder
@@ -115,6 +115,21 @@ def head(
     )
 
 
+class PooledBatchNorm(nn.BatchNorm2d):
+    """BatchNorm of globally pooled features, of which an image has but one value a channel.
+
+    A batch of a single image has no spread to normalise by; it takes the running statistics.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, K, 1, 1] to the same shape."""
+        if self.training and x.numel() == x.shape[1]:
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        return super().forward(x)
+
+
 def build_decoder(encoder: nn.Module, settings: ModelSettings) -> tuple[nn.Module, int, int]:
     """Make the decoder for an encoder.
 
@@ -139,6 +154,9 @@ def build_decoder(encoder: nn.Module, settings: ModelSettings) -> tuple[nn.Modul
             aspp_separable=True,
             aspp_dropout=0.1,
         )
+        for module in decoder.modules():
+            if isinstance(module, ASPPPooling):
+                module[2] = PooledBatchNorm(width)
         return decoder, width, stride
     if settings.decoder == "dpt":
         patch = patch_size(encoder)
@@ -163,6 +181,8 @@ def build_decoder(encoder: nn.Module, settings: ModelSettings) -> tuple[nn.Modul
             "use deeplabv3plus with the 'small' encoder or another stride."
         )
     if settings.decoder == "fpn":
+        if width % 32:
+            raise UserError(f"FPN takes model.decoder_channels in multiples of 32, got {width}.")
         decoder = FPNDecoder(
             encoder_channels=channels,
             encoder_depth=len(channels) - 1,
