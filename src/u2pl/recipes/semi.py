@@ -53,11 +53,14 @@ def camvid_small() -> Config:
             scale=(0.75, 1.75),
             batch_labeled=4,
             batch_unlabeled=4,
+            jitter=0.25,
+            grayscale_probability=0.0,
+            blur_probability=0.0,
             num_workers=0,
         ),
         method=MethodSettings(queue_size=4000, num_anchors=64, keys_per_step=256),
-        optimizer=OptimizerSettings(lr=5e-3, head_lr_factor=4.0, weight_decay=5e-4),
-        train=TrainSettings(steps=1000, supervised_steps=100, eval_every=500, checkpoint_every=250),
+        optimizer=OptimizerSettings(name="adamw", lr=5e-4, head_lr_factor=4.0, weight_decay=1e-2),
+        train=TrainSettings(steps=800, supervised_steps=300, eval_every=400, checkpoint_every=200),
     )
 
 
