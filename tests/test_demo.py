@@ -57,7 +57,7 @@ def test_demo_is_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         run_demo(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path} already holds a demo; choose another folder with --out."
+        f"{tmp_path} already holds a demo; add --overwrite, or choose another folder with --out."
     )
 
 

@@ -54,21 +54,8 @@ def run_demo(
     started = time.perf_counter()
     for setting, changes in METHODS.values():  # a mistake is told before anything is painted
         make_config("demo", setting=setting, seed=seed, overrides={**changes, **(overrides or {})})
-    if overwrite:
-        for name in ("streets", *METHODS):
-            shutil.rmtree(out / name, ignore_errors=True)
-    if (out / "streets").exists():
-        raise UserError(f"{out} already holds a demo; choose another folder with --out.")
     on_start("streets")
-    dataset = write_streets(
-        out / "streets",
-        num_labeled=NUM_LABELED,
-        num_unlabeled=NUM_UNLABELED,
-        num_val=NUM_VAL,
-        size=SIZE,
-        seed=seed,
-        with_tags=False,  # they come from the true masks, and would be labels in disguise
-    )
+    dataset = paint(out, seed=seed, overwrite=overwrite)
     results = {}
     for name, (setting, changes) in METHODS.items():
         on_start(name)
@@ -91,3 +78,24 @@ def run_demo(
     }
     write_json(out / "demo.json", result)
     return result
+
+
+def paint(out: Path, *, seed: int, overwrite: bool) -> Path:
+    """Paint the demo's streets and return their dataset.yaml; see :func:`run_demo`."""
+    if overwrite:
+        for name in ("streets", *METHODS):
+            shutil.rmtree(out / name, ignore_errors=True)
+    if (out / "streets").exists():
+        raise UserError(
+            f"{out} already holds a demo; add --overwrite, or choose another folder with --out."
+        )
+    return write_streets(
+        out / "streets",
+        num_labeled=NUM_LABELED,
+        num_unlabeled=NUM_UNLABELED,
+        num_val=NUM_VAL,
+        size=SIZE,
+        style="clear",
+        seed=seed,
+        with_tags=False,  # they come from the true masks, and would be labels in disguise
+    )

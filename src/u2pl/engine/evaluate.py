@@ -172,23 +172,13 @@ def evaluate(
     Returns:
         An :class:`Evaluation` for each name.
     """
-    num_classes, settings = dataset.num_classes, config.evaluation
-    matrices = {
-        name: MulticlassConfusionMatrix(
-            num_classes, ignore_index=dataset.ignore_index, validate_args=False
-        ).to(device)
-        for name in models
-    }
-    histograms = {name: torch.zeros(NUM_BINS, dtype=torch.long, device=device) for name in models}
+    settings = config.evaluation
+    tallies = {name: Tally(dataset, device) for name in models}
     was_training = {name: model.training for name, model in models.items()}
     for model in models.values():
         model.eval()
     for images, masks, _, sizes in evaluation_batches(
-        samples,
-        dataset,
-        config.data,
-        batch_size=settings.batch_size,
-        workers=workers,
+        samples, dataset, config.data, batch_size=settings.batch_size, workers=workers
     ):
         images = images.to(device)
         assert masks is not None, "samples without masks cannot be scored"
@@ -201,22 +191,45 @@ def evaluate(
                 stride=settings.stride_fraction,
             )
             for row, (mask, size) in enumerate(zip(masks, sizes, strict=True)):
-                probs = resize_logits(logits[row : row + 1], size).softmax(dim=1)
-                matrices[name].update(probs.argmax(dim=1), mask.to(device).unsqueeze(0))
-                histograms[name] += entropy_histogram(probs)
+                tallies[name].add(resize_logits(logits[row : row + 1], size), mask.to(device))
     for name, model in models.items():
         model.train(was_training[name])
     return {
         name: Evaluation(
-            confusion=matrices[name].compute().cpu().long(),
-            entropy_histogram=histograms[name].cpu(),
+            confusion=tally.matrix.compute().cpu().long(),
+            entropy_histogram=tally.histogram.cpu(),
             classes=dataset.classes,
             protocol=settings.protocol,
             num_images=len(samples),
             split_sha256=split_hash(samples),
         )
-        for name in models
+        for name, tally in tallies.items()
     }
+
+
+class Tally:
+    """Pixels of a data set, counted on the device as they come.
+
+    Args:
+        dataset: classes and ignore index.
+        device: where to count.
+
+    Attributes:
+        matrix: pixels by (true class, predicted class).
+        histogram: [NUM_BINS] int64, pixels by entropy.
+    """
+
+    def __init__(self, dataset: Dataset, device: torch.device) -> None:
+        self.matrix = MulticlassConfusionMatrix(
+            dataset.num_classes, ignore_index=dataset.ignore_index, validate_args=False
+        ).to(device)
+        self.histogram = torch.zeros(NUM_BINS, dtype=torch.long, device=device)
+
+    def add(self, logits: Tensor, mask: Tensor) -> None:
+        """Count one image: logits [1, C, H, W] against its mask [H, W]."""
+        probs = logits.softmax(dim=1)
+        self.matrix.update(probs.argmax(dim=1), mask.unsqueeze(0))
+        self.histogram += entropy_histogram(probs)
 
 
 def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:

@@ -63,7 +63,8 @@ class Segmenter(nn.Module):
             weights=settings.weights if settings.pretrained and load_pretrained else None,
             vit=settings.decoder == "dpt",
         )
-        self.decoder, channels, self.multiple = build_decoder(self.encoder, settings)
+        self.decoder, self.multiple = build_decoder(self.encoder, settings)
+        channels = settings.decoder_channels
         self.segmentation_head = head(
             channels, settings.head_channels, num_classes, dropout=settings.dropout
         )
@@ -130,73 +131,84 @@ class PooledBatchNorm(nn.BatchNorm2d):
         return super().forward(x)
 
 
-def build_decoder(encoder: nn.Module, settings: ModelSettings) -> tuple[nn.Module, int, int]:
+def build_decoder(encoder: nn.Module, settings: ModelSettings) -> tuple[nn.Module, int]:
     """Make the decoder for an encoder.
 
     Returns:
-        The decoder, its output channels, and the number that image sides are padded to a
-        multiple of.
+        The decoder, which gives ``settings.decoder_channels``, and the number that image sides
+        are padded to a multiple of.
 
     Raises:
         UserError: where the two do not go together.
     """
     channels = list(encoder.out_channels)  # type: ignore[arg-type]
-    width, stride = settings.decoder_channels, settings.output_stride
     if settings.decoder == "deeplabv3plus":
-        if stride == 32:
-            raise UserError("DeepLabV3+ needs model.output_stride 8 or 16, got 32.")
-        decoder: nn.Module = DeepLabV3PlusDecoder(
-            encoder_channels=channels,
-            encoder_depth=len(channels) - 1,
-            out_channels=width,
-            atrous_rates=settings.atrous_rates,
-            output_stride=stride,
-            aspp_separable=True,
-            aspp_dropout=0.1,
-        )
-        for module in decoder.modules():
-            if isinstance(module, ASPPPooling):
-                module[2] = PooledBatchNorm(width)
-        return decoder, width, stride
+        return deeplabv3plus(channels, settings), settings.output_stride
     if settings.decoder == "dpt":
-        patch = patch_size(encoder)
-        if patch != 16:
-            raise UserError(
-                f"The DPT decoder takes vision transformers with patches of 16 pixels, "
-                f"'{settings.encoder}' has {patch}."
-            )
-        readout = "cat" if encoder.has_prefix_tokens else "ignore"
-        decoder = DPTDecoder(
-            encoder_out_channels=channels,
-            encoder_output_strides=encoder.output_strides,
-            encoder_has_prefix_tokens=encoder.has_prefix_tokens,
-            readout=readout,
-            intermediate_channels=[width] * len(channels),
-            fusion_channels=width,
-        )
-        return decoder, width, 2 * patch
-    if settings.encoder == "small" or stride != 32:
+        return dpt(encoder, channels, settings), 2 * patch_size(encoder)
+    if settings.encoder == "small" or settings.output_stride != 32:
         raise UserError(
             f"The {settings.decoder} decoder needs five encoder stages and model.output_stride=32; "
             "use deeplabv3plus with the 'small' encoder or another stride."
         )
     if settings.decoder == "fpn":
-        if width % 32:
-            raise UserError(f"FPN takes model.decoder_channels in multiples of 32, got {width}.")
-        decoder = FPNDecoder(
-            encoder_channels=channels,
-            encoder_depth=len(channels) - 1,
-            pyramid_channels=width,
-            segmentation_channels=width,
-            dropout=0.1,
-        )
-        return decoder, width, 32
-    return (
-        SegformerDecoder(
-            encoder_channels=channels,
-            encoder_depth=len(channels) - 1,
-            segmentation_channels=width,
-        ),
-        width,
-        32,
+        return fpn(channels, settings), 32
+    segformer = SegformerDecoder(
+        encoder_channels=channels,
+        encoder_depth=len(channels) - 1,
+        segmentation_channels=settings.decoder_channels,
     )
+    return segformer, 32
+
+
+def deeplabv3plus(channels: list[int], settings: ModelSettings) -> nn.Module:
+    """Atrous pyramid on the coarsest map, joined with the map at stride 4."""
+    if settings.output_stride == 32:
+        raise UserError("DeepLabV3+ needs model.output_stride 8 or 16, got 32.")
+    decoder: nn.Module = DeepLabV3PlusDecoder(
+        encoder_channels=channels,
+        encoder_depth=len(channels) - 1,
+        out_channels=settings.decoder_channels,
+        atrous_rates=settings.atrous_rates,
+        output_stride=settings.output_stride,
+        aspp_separable=True,
+        aspp_dropout=0.1,
+    )
+    for module in decoder.modules():
+        if isinstance(module, ASPPPooling):
+            module[2] = PooledBatchNorm(settings.decoder_channels)
+    return decoder
+
+
+def fpn(channels: list[int], settings: ModelSettings) -> nn.Module:
+    """Feature pyramid of the four coarsest maps, summed at stride 4."""
+    width = settings.decoder_channels
+    if width % 32:
+        raise UserError(f"FPN takes model.decoder_channels in multiples of 32, got {width}.")
+    decoder: nn.Module = FPNDecoder(
+        encoder_channels=channels,
+        encoder_depth=len(channels) - 1,
+        pyramid_channels=width,
+        segmentation_channels=width,
+        dropout=0.1,
+    )
+    return decoder
+
+
+def dpt(encoder: nn.Module, channels: list[int], settings: ModelSettings) -> nn.Module:
+    """Blocks of a plain vision transformer, put together at four scales."""
+    patch, width = patch_size(encoder), settings.decoder_channels
+    if patch != 16:
+        raise UserError(
+            f"The DPT decoder takes vision transformers with patches of 16 pixels, "
+            f"'{settings.encoder}' has {patch}."
+        )
+    decoder: nn.Module = DPTDecoder(
+        encoder_out_channels=channels,
+        encoder_output_strides=encoder.output_strides,
+        encoder_has_prefix_tokens=encoder.has_prefix_tokens,
+        readout="cat" if encoder.has_prefix_tokens else "ignore",
+        intermediate_channels=[width] * len(channels),
+        fusion_channels=width,
+    )
+    return decoder
