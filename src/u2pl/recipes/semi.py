@@ -79,11 +79,24 @@ def demo() -> Config:
             feature_size=64,
         ),
         data=DataSettings(
-            crop=(96, 96), scale=(0.75, 1.5), batch_labeled=8, batch_unlabeled=8, num_workers=0
+            crop=(64, 64),
+            scale=(0.75, 1.5),
+            batch_labeled=4,
+            batch_unlabeled=8,
+            jitter=0.4,
+            grayscale_probability=0.0,
+            blur_probability=0.0,  # at 64 pixels a blur hides poles and people altogether
+            num_workers=0,
         ),
         method=MethodSettings(
-            queue_size=2000, num_anchors=64, keys_per_step=128, mix_probability=1.0
+            initial_unreliable_fraction=0.4,  # a net from scratch is wrong more often at first
+            queue_size=2000,
+            num_anchors=64,
+            keys_per_step=128,
+            mix_probability=1.0,
         ),
         optimizer=OptimizerSettings(name="adamw", lr=2e-3, head_lr_factor=1.0, weight_decay=1e-2),
-        train=TrainSettings(steps=1000, supervised_steps=100, eval_every=1000, log_every=10),
+        train=TrainSettings(
+            steps=2000, supervised_steps=500, eval_every=2000, checkpoint_every=500, log_every=10
+        ),
     )
