@@ -49,18 +49,24 @@ def camvid_small() -> Config:
         ),
         data=DataSettings(
             resize=180,
-            crop=(128, 160),
+            crop=(96, 128),
             scale=(0.75, 1.75),
             batch_labeled=4,
             batch_unlabeled=4,
-            jitter=0.25,
+            jitter=0.4,
             grayscale_probability=0.0,
             blur_probability=0.0,
             num_workers=0,
         ),
-        method=MethodSettings(queue_size=4000, num_anchors=64, keys_per_step=256),
+        method=MethodSettings(
+            initial_unreliable_fraction=0.4,
+            queue_size=4000,
+            num_anchors=64,
+            keys_per_step=256,
+            mix_probability=1.0,
+        ),
         optimizer=OptimizerSettings(name="adamw", lr=5e-4, head_lr_factor=4.0, weight_decay=1e-2),
-        train=TrainSettings(steps=800, supervised_steps=300, eval_every=400, checkpoint_every=200),
+        train=TrainSettings(steps=1500, supervised_steps=500, eval_every=500, checkpoint_every=250),
     )
 
 

@@ -1,0 +1,57 @@
+"""What the pages say must be there: every setting, every command, every file they link to."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import typer
+
+from u2pl.cli import app
+from u2pl.config import all_keys
+from u2pl.recipes import RECIPES
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+
+
+def command_names() -> list[str]:
+    group = typer.main.get_command(app)
+    names = []
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        inner = getattr(command, "commands", None)
+        names += [f"{name} {sub}" for sub in inner] if inner else [name]
+    return names
+
+
+def test_every_setting_is_in_the_reference() -> None:
+    page = (ROOT / "docs/reference/settings.md").read_text()
+    assert [key for key in all_keys() if f"`{key}`" not in page] == []
+
+
+def test_reference_names_no_setting_that_is_gone() -> None:
+    page = (ROOT / "docs/reference/settings.md").read_text()
+    groups = "model|data|method|optimizer|train|evaluation"
+    named = set(re.findall(rf"^\| `((?:{groups})\.\w+)`", page, re.MULTILINE))
+    assert named
+    assert named <= set(all_keys())
+
+
+def test_every_command_is_in_the_reference() -> None:
+    page = (ROOT / "docs/reference/cli.md").read_text()
+    names = command_names()
+    assert "data check" in names
+    assert [name for name in names if f"u2pl {name}" not in page] == []
+
+
+def test_every_recipe_is_documented() -> None:
+    text = "".join(page.read_text() for page in PAGES)
+    assert [name for name in RECIPES if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_linked_file_exists(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text())
+    local = [target for target in targets if not target.startswith(("http:", "https:", "mailto:"))]
+    assert [target for target in local if not (page.parent / target).exists()] == []
