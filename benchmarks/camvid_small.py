@@ -40,7 +40,7 @@ def write_split(camvid: Path, folder: Path, *, share: int, seed: int) -> Path:
     """Write lists of labelled and unlabelled images and the dataset.yaml that names them."""
     folder.mkdir(parents=True, exist_ok=True)
     stems = sorted((camvid / "train.txt").read_text().split())
-    labeled = spread(stems, len(stems) // share, seed)
+    labeled = spread(stems, round(len(stems) / share), seed)
     lists = {"labeled": labeled, "unlabeled": sorted(set(stems) - set(labeled))}
     for name in ("val", "test"):
         lists[name] = (camvid / f"{name}.txt").read_text().split()
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("camvid", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--weights", required=True, help="a local file, or none for timm's hub")
-    parser.add_argument("--share", type=int, default=8, help="1/SHARE of train is labelled")
+    parser.add_argument("--share", type=int, default=8, help="1 in SHARE of train is labelled")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--threads", type=int, default=None)

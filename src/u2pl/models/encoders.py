@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +58,7 @@ def build_encoder(
     if weights is not None:
         arguments["pretrained_cfg_overlay"] = {"state_dict": read_weights(name, weights)}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the hub's advice about tokens is no use here
+        with quiet_libraries():
             if vit:
                 encoder: nn.Module = TimmViTEncoder(name, dynamic_img_size=True, **arguments)
             else:
@@ -73,6 +75,20 @@ def build_encoder(
         raise UserError(
             f"The timm model '{name}' does not work as an encoder here ({decoder}): {error}"
         ) from None
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep back advice about the hub's tokens, and timm's list of the classifier's tensors."""
+    logger = logging.getLogger("timm")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def check_known(name: str) -> None:
