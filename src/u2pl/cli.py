@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -21,7 +22,16 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from u2pl import api
+from u2pl import demo as demo_module
+from u2pl.config import parse_assignments
+from u2pl.data.check import check_dataset
+from u2pl.data.sources import load_dataset
+from u2pl.engine.evaluate import Evaluation
+from u2pl.engine.loop import Progress
+from u2pl.engine.predict import KINDS, predict_images
 from u2pl.errors import UserError
+from u2pl.losses import contrastive_floor
 
 app = typer.Typer(
     help="Label-efficient semantic segmentation: every pixel trains the model.",
@@ -34,15 +44,20 @@ data_app = typer.Typer(help="Look at a data set.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 console = Console()
 
+STARTS = {
+    "streets": "Painting 16 labelled, 400 unlabelled and 100 val streets.",
+    "training": "Training three times: labels alone, without contrast, U2PL+.",
+}
+
 JsonOption = Annotated[
     Path | None, typer.Option("--json", help="Write the result to this file.", dir_okay=False)
 ]
 
 
 class TrainingDisplay:
-    """A live line on a terminal; a plain line now and then where output goes to a file."""
+    """A live line a training on a terminal; a plain line now and then where output is a file."""
 
-    def __init__(self, total_steps: int | None = None) -> None:
+    def __init__(self) -> None:
         self.bar = ProgressBar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -52,9 +67,8 @@ class TrainingDisplay:
             console=console,
             disable=not console.is_terminal,
         )
-        self.task = self.bar.add_task("training", total=total_steps, text="")
-        self.name = "training"
-        self.lines_shown = 0
+        self.tasks: dict[str, TaskID] = {}
+        self.tenths: dict[str, int] = {}
 
     def __enter__(self) -> TrainingDisplay:
         self.bar.start()
@@ -63,34 +77,28 @@ class TrainingDisplay:
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def start(self, name: str) -> None:
-        """Begin another training under its own name."""
-        self.name, self.lines_shown = name, 0
-        self.bar.reset(self.task, description=name, text="")
-
-    def progress(self, progress: Any) -> None:
-        """Show a row of training metrics; the arguments of :class:`u2pl.engine.loop.Progress`."""
+    def progress(self, name: str, progress: Progress) -> None:
+        """Show a row of a training's metrics."""
+        step, total = progress.step, progress.total_steps
         text = describe_losses(progress.values, progress.steps_per_second)
-        self.bar.update(self.task, completed=progress.step, total=progress.total_steps, text=text)
-        share = math.floor(10 * progress.step / progress.total_steps)
-        if not console.is_terminal and share > self.lines_shown:
-            self.lines_shown = share
-            left = (progress.total_steps - progress.step) / max(progress.steps_per_second, 1e-9)
-            console.print(
-                f"{self.name}: step {progress.step}/{progress.total_steps}, {left:.0f} s left, "
-                + text,
-                highlight=False,
-                soft_wrap=True,
-            )
+        if name not in self.tasks:
+            self.tasks[name] = self.bar.add_task(name, total=total, text="")
+        self.bar.update(self.tasks[name], completed=step, text=text)
+        tenth = 10 * step // total
+        if not console.is_terminal and tenth > self.tenths.get(name, 0):
+            self.tenths[name] = tenth
+            left = (total - step) / max(progress.steps_per_second, 1e-9)
+            say(f"{name}: step {step}/{total}, {left:.0f} s left, {text}")
 
-    def evaluation(self, step: int, scores: Any) -> None:
+    def evaluation(self, step: int, scores: dict[str, Evaluation]) -> None:
         """Print student's and teacher's mIoU."""
         student, teacher = scores["student"].miou, scores["ema"].miou
-        console.print(
-            f"{self.name}: step {step}, val mIoU student {student:.2f} %, teacher {teacher:.2f} %",
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(f"step {step}: val mIoU student {student:.2f} %, teacher {teacher:.2f} %")
+
+
+def say(text: str) -> None:
+    """Print a sentence as it is: neither wrapped nor coloured."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def describe_losses(values: dict[str, float], steps_per_second: float) -> str:
@@ -135,29 +143,24 @@ def demo(
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Paint streets, train on 12 labels with and without 400 unlabelled images, compare.
+    """Paint streets, train on 16 labels with and without 400 unlabelled images, compare.
 
     No download; about ten minutes on two CPU cores.
     """
-    from u2pl import demo as demo_module
-    from u2pl.config import parse_assignments
-
     with TrainingDisplay() as display:
         result = demo_module.run_demo(
             out,
             seed=seed,
             overrides=parse_assignments(settings or []),
             overwrite=overwrite,
-            on_start=display.start,
+            on_start=lambda what: say(STARTS[what]),
             on_progress=display.progress,
         )
     console.print(demo_table(result))
     gain = result["miou"]["u2pl"] - result["miou"]["supervised"]
-    console.print(
+    say(
         f"U2PL+ against labels alone: {gain:+.1f} mIoU, in {result['seconds'] / 60:.1f} minutes. "
-        f"Runs are in {out}.",
-        highlight=False,
-        soft_wrap=True,
+        f"Runs are in {out}."
     )
     write_result(json_file, result)
 
@@ -206,10 +209,6 @@ def train(
     json_file: JsonOption = None,
 ) -> None:
     """Train. Ctrl-C and SIGTERM save first; `--resume` goes on exactly where it stopped."""
-    from u2pl import api
-    from u2pl.config import parse_assignments
-    from u2pl.losses import contrastive_floor
-
     overrides = parse_assignments(settings or [])
     if resume:
         for name, value in (("recipe", recipe), ("setting", setting), ("seed", seed)):
@@ -220,10 +219,9 @@ def train(
         method = api.make_config(recipe, setting=setting, seed=seed, overrides=overrides).method
         if method.contrastive_weight > 0:
             floor = contrastive_floor(method.num_negatives, temperature=method.temperature)
-            console.print(
+            say(
                 f"The contrastive loss L_c cannot fall below {floor:.3f} "
-                f"with {method.num_negatives} negatives.",
-                highlight=False,
+                f"with {method.num_negatives} negatives."
             )
     with TrainingDisplay() as display:
         result = api.train(
@@ -234,19 +232,17 @@ def train(
             seed=seed,
             overrides=overrides,
             resume=resume,
-            on_progress=display.progress,
+            on_progress=partial(display.progress, "training"),
             on_evaluation=display.evaluation,
         )
-    console.print(
+    say(
         f"Step {result['step']}: val mIoU teacher {percent(result['ema']['miou'])} %, "
         f"student {percent(result['student']['miou'])} %; "
         f"best teacher {percent(result['best']['miou'])} % at step "
-        f"{result['best']['step']}. Run folder: {out}",
-        highlight=False,
-        soft_wrap=True,
+        f"{result['best']['step']}. Run folder: {out}"
     )
     if not result["finished"]:
-        console.print(f"Go on with: u2pl train {dataset} --out {out} --resume", soft_wrap=True)
+        say(f"Go on with: u2pl train {dataset} --out {out} --resume")
     write_result(json_file, result)
 
 
@@ -263,8 +259,6 @@ def evaluate(
     json_file: JsonOption = None,
 ) -> None:
     """Score a run: one confusion matrix over all images of a split."""
-    from u2pl import api
-
     result = api.evaluate(
         run,
         dataset=dataset,
@@ -298,9 +292,6 @@ def predict(
     json_file: JsonOption = None,
 ) -> None:
     """Label images: class ids, overlays, entropy, and where the network is sure."""
-    from u2pl import api
-    from u2pl.engine.predict import predict_images
-
     model = api.load(run, weights=weights, checkpoint=checkpoint)
     with ProgressBar(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("predicting", total=None)
@@ -308,14 +299,12 @@ def predict(
             model,
             source,
             out,
-            kinds=("masks", "overlays", "entropy", "reliable"),
+            kinds=KINDS,
             on_image=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    console.print(
+    say(
         f"Wrote {result['images']} masks, overlays, entropy and reliable maps to {out}; "
-        f"{100 * result['reliable_share']:.0f} % of the pixels are reliable.",
-        highlight=False,
-        soft_wrap=True,
+        f"{100 * result['reliable_share']:.0f} % of the pixels are reliable."
     )
     write_result(json_file, result)
 
@@ -326,9 +315,6 @@ def data_check(
     json_file: JsonOption = None,
 ) -> None:
     """Open every file: pairs, sizes, ids, corrupt images, images in two splits; 1 on errors."""
-    from u2pl.data.check import check_dataset
-    from u2pl.data.sources import load_dataset
-
     data = load_dataset(dataset)
     report = check_dataset(data).to_json()
     table = Table(title=str(data.path))
@@ -338,22 +324,14 @@ def data_check(
         table.add_row(str(index), name, str(report["images"][name]), f"{report['pixels'][name]:,}")
     console.print(table)
     sections = ", ".join(f"{name} {count}" for name, count in report["sections"].items())
-    console.print(
-        f"Images: {sections}. Ignored pixels: {100 * report['ignore_share']:.1f} %.",
-        highlight=False,
-    )
+    say(f"Images: {sections}. Ignored pixels: {100 * report['ignore_share']:.1f} %.")
     for kind in ("errors", "warnings"):
         for finding in report[kind]:
-            console.print(
-                f"{kind[:-1]}: {finding['file']}: {finding['what']}; {finding['remedy']}",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
-            )
+            say(f"{kind[:-1]}: {finding['file']}: {finding['what']}; {finding['remedy']}")
     write_result(json_file, report)
     if report["errors"]:
         raise typer.Exit(1)
-    console.print(f"No errors, {len(report['warnings'])} warnings.", highlight=False)
+    say(f"No errors, {len(report['warnings'])} warnings.")
 
 
 def main() -> None:

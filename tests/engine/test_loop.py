@@ -150,11 +150,15 @@ def test_resuming_with_other_images_is_refused(dataset: Dataset, tmp_path: Path)
         fit(config, other, RunFolder(tmp_path / "a"), resume=True)
 
 
-def test_resuming_without_a_checkpoint_is_told(dataset: Dataset, tmp_path: Path) -> None:
+def test_run_killed_before_its_first_checkpoint_begins_anew(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    config = tiny_config(train__steps=2)
     folder = RunFolder(tmp_path / "a")
-    folder.create(tiny_config(), dataset)
-    with pytest.raises(UserError, match="There is no checkpoint"):
-        fit(tiny_config(), dataset, folder, resume=True)
+    folder.create(config, dataset)
+    resumed = fit(config, dataset, folder, resume=True)
+    whole = start(config, dataset, tmp_path / "b")
+    assert resumed["ema"]["confusion"] == whole["ema"]["confusion"]
 
 
 def test_half_precision_runs_and_keeps_weights_whole(dataset: Dataset, tmp_path: Path) -> None:

@@ -74,7 +74,8 @@ def fit(
         config: the run.
         dataset: checked already.
         folder: created here, unless ``resume``.
-        resume: go on from the folder's last checkpoint.
+        resume: go on from the folder's last checkpoint; a run that was killed before its first
+            one begins anew.
         on_progress: called with each row of training metrics.
         on_evaluation: called with the step and the scores of ``student`` and ``ema``.
 
@@ -92,18 +93,19 @@ def fit(
     # not "auto": the equations use float64 here and there, which Apple's GPUs do not have
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     fabric = Fabric(accelerator=accelerator, devices=1, precision=choose_precision(config))
+    saved = resume and folder.checkpoint("last").is_file()
     state = initial_state(
         config,
         dataset.num_classes,
         dataset.ignore_index,
         fabric.device,
-        load_pretrained=not resume,
+        load_pretrained=not saved,
     )
     if not resume:
         folder.create(config, dataset)  # only now: a network that cannot be built leaves no run
     state.student, state.optimizer = fabric.setup(state.student, state.optimizer)
     best: dict[str, Any] = {"step": 0, "miou": -1.0}
-    if resume:
+    if saved:
         checkpoint = load_checkpoint(folder.checkpoint("last"), fabric.device)
         refuse_other_data(checkpoint, dataset, folder)
         try:
@@ -252,8 +254,10 @@ class Runner:
     def score(self, log: MetricsLog | None) -> None:
         """Evaluate student and teacher on val."""
         step = self.state.step
+        # without Fabric's wrapper both are scored in float32, as `u2pl evaluate` will
+        student = getattr(self.state.student, "module", self.state.student)
         self.scores = evaluate(
-            {"student": self.state.student, "ema": self.state.teacher},
+            {"student": student, "ema": self.state.teacher},
             self.dataset.val,
             self.dataset,
             self.config,
