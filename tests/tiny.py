@@ -27,6 +27,7 @@ def tiny_overrides(**changes: Any) -> dict[str, Any]:
         "data.batch_labeled": 2,
         "data.batch_unlabeled": 2,
         "data.num_workers": 0,
+        "method.initial_unreliable_fraction": 0.2,
         "method.queue_size": 64,
         "method.num_anchors": 8,
         "method.num_negatives": 5,

@@ -311,20 +311,18 @@ def backward_in_parts(
     zero = torch.zeros((), device=labeled.images.device)
     totals = dict.fromkeys(("loss", "loss_s", "loss_u", "loss_c"), zero)
     for part in range(num_parts):
-        images, labels = (
-            labeled.images[part::num_parts],
-            labeled.labels[part::num_parts],
-        )
-        size, split = (images.shape[-2], images.shape[-1]), images.shape[0]
+        share = slice(part, None, num_parts)
+        images, labels = labeled.images[share], labeled.labels[share]
+        size, split = (images.shape[-2], images.shape[-1]), len(images)
         if pseudo is not None:
-            images = torch.cat([images, pseudo.images[part::num_parts]])
+            images = torch.cat([images, pseudo.images[share]])
         logits, features = state.student(images, with_features=pairs is not None)
         full = upsample(logits.float(), size)
         terms = {"loss_s": supervised_loss(full[:split], labels, num_labeled, state, config)}
         if pseudo is not None:
             terms["loss_u"] = pseudo.weight * losses.symmetric_cross_entropy(
                 full[split:],
-                pseudo.labels[part::num_parts],
+                pseudo.labels[share],
                 ignore_index=ignore_index,
                 reverse_weight=config.method.symmetric_weight,
                 num_pixels=pseudo.num_kept,
@@ -332,8 +330,8 @@ def backward_in_parts(
         if pairs is not None:
             num_images = len(labeled.images) + (0 if pseudo is None else len(pseudo.images))
             rows = torch.arange(num_images, device=zero.device)
-            split_at = len(labeled.images)
-            rows = torch.cat([rows[:split_at][part::num_parts], rows[split_at:][part::num_parts]])
+            rows_l, rows_u = rows[: len(labeled.images)], rows[len(labeled.images) :]
+            rows = torch.cat([rows_l[share], rows_u[share]])
             terms["loss_c"] = contrast_of_part(pairs, features, rows, config)
         loss = terms["loss_s"] + terms.get("loss_u", zero)
         loss = loss + config.method.contrastive_weight * terms.get("loss_c", zero)
