@@ -70,7 +70,7 @@ def test_run_is_trained_stopped_resumed_scored_and_used(
     assert "The contrastive loss L_c cannot fall below 0.088 with 5 negatives." in shown
     assert "step 1/4" in shown
     assert "L_s " in shown
-    assert "step 2, val mIoU student" in shown
+    assert "step 2: val mIoU student" in shown
     assert f"Go on with: u2pl train {dataset} --out {run} --resume" in shown
     first = json.loads(results[0].read_text())
     assert (first["step"], first["finished"]) == (2, False)

@@ -11,7 +11,6 @@ from u2pl import demo
 from u2pl.config import load_config
 from u2pl.data.sources import load_dataset
 from u2pl.demo import run_demo
-from u2pl.engine.loop import Progress
 from u2pl.errors import UserError
 
 QUICK = tiny_overrides(train__steps=3, train__supervised_steps=1)
@@ -26,12 +25,20 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small")
 def test_demo_trains_three_times_on_the_same_streets(tmp_path: Path) -> None:
-    names: list[str] = []
-    rows: list[Progress] = []
+    stages: list[str] = []
+    rows: list[tuple[str, int]] = []
     out = tmp_path / "demo"
-    result = run_demo(out, seed=5, overrides=QUICK, on_start=names.append, on_progress=rows.append)
-    assert names == ["streets", "supervised", "no_contrast", "u2pl"]
-    assert [row.step for row in rows] == [1, 2, 3] * 3
+    result = run_demo(
+        out,
+        seed=5,
+        overrides=QUICK,
+        workers=1,
+        on_start=stages.append,
+        on_progress=lambda name, progress: rows.append((name, progress.step)),
+    )
+    assert stages == ["streets", "training"]
+    names = ("supervised", "no_contrast", "u2pl")
+    assert rows == [(name, step) for name in names for step in (1, 2, 3)]
     assert (result["setting"], result["seed"]) == ("semi", 5)
     for key in ("miou", "miou_student", "iou"):
         assert set(result[key]) == {"supervised", "no_contrast", "u2pl"}
@@ -41,7 +48,7 @@ def test_demo_trains_three_times_on_the_same_streets(tmp_path: Path) -> None:
     dataset = load_dataset(out / "streets")
     counts = {name: len(samples) for name, samples in dataset.sections.items()}
     assert (counts["labeled"], counts["unlabeled"], counts["val"]) == (2, 3, 2)
-    configs = {name: load_config(out / name / "config.yaml") for name in names[1:]}
+    configs = {name: load_config(out / name / "config.yaml") for name in names}
     assert configs["supervised"].setting == "supervised"
     assert configs["supervised"].method.unsupervised_weight == 0
     assert configs["no_contrast"].method.contrastive_weight == 0
@@ -49,6 +56,28 @@ def test_demo_trains_three_times_on_the_same_streets(tmp_path: Path) -> None:
     assert configs["u2pl"].method.contrastive_weight > 0
     assert {config.train.seed for config in configs.values()} == {5}
     assert {config.train.steps for config in configs.values()} == {3}
+
+
+@pytest.mark.usefixtures("small")
+def test_trainings_side_by_side_give_what_they_give_one_by_one(tmp_path: Path) -> None:
+    seen: set[tuple[str, int]] = set()
+    together = run_demo(
+        tmp_path / "a",
+        overrides=QUICK,
+        workers=2,
+        on_progress=lambda name, progress: seen.add((name, progress.step)),
+    )
+    one_by_one = run_demo(tmp_path / "b", overrides=QUICK, workers=1)
+    assert together["miou"] == one_by_one["miou"]
+    assert together["iou"] == one_by_one["iou"]
+    assert {name for name, _ in seen} == set(demo.METHODS)
+
+
+@pytest.mark.usefixtures("small")
+def test_mistake_in_a_worker_arrives_as_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.accumulation is 9") as caught:
+        run_demo(tmp_path / "a", overrides=QUICK | {"train.accumulation": 9}, workers=2)
+    assert caught.value.exit_code == 2
 
 
 @pytest.mark.usefixtures("small")
