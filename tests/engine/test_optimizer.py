@@ -72,3 +72,12 @@ def test_setting_a_rate_twice_does_not_compound() -> None:
     for _ in range(2):
         set_learning_rate(optimizer, 0.5)
     assert sorted({g["lr"] for g in optimizer.param_groups}) == pytest.approx([0.005, 0.05])
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_an_optimizer_with_clipping_does_not_undo_the_loss_scale_itself(name: str) -> None:
+    clipped = build_optimizer(Net(), OptimizerSettings(name=name, max_grad_norm=1.0))
+    assert not getattr(clipped, "_step_supports_amp_scaling", False)  # Fabric would refuse to clip
+    assert {
+        g["fused"] for g in build_optimizer(Net(), OptimizerSettings(name=name)).param_groups
+    } == {True}

@@ -228,7 +228,7 @@ class Tally:
     def add(self, logits: Tensor, mask: Tensor) -> None:
         """Count one image: logits [1, C, H, W] against its mask [H, W]."""
         probs = logits.softmax(dim=1)
-        self.matrix.update(probs.argmax(dim=1), mask.unsqueeze(0))
+        self.matrix.update(probs.max(dim=1).indices, mask.unsqueeze(0))
         self.histogram += entropy_histogram(probs)
 
 

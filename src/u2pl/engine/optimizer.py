@@ -34,9 +34,12 @@ def build_optimizer(student: nn.Module, settings: OptimizerSettings) -> torch.op
         }
         for (in_encoder, decayed), members in groups.items()
     ]
+    # one kernel for all weights; with float16 it undoes the loss's scale inside the step, which
+    # leaves no place for clipping before it
+    fused = settings.max_grad_norm is None
     if settings.name == "sgd":
-        return torch.optim.SGD(parameters, lr=settings.lr, momentum=settings.momentum)
-    return torch.optim.AdamW(parameters, lr=settings.lr)
+        return torch.optim.SGD(parameters, lr=settings.lr, momentum=settings.momentum, fused=fused)
+    return torch.optim.AdamW(parameters, lr=settings.lr, fused=fused)
 
 
 def learning_rate_factor(

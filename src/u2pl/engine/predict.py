@@ -119,7 +119,7 @@ class SegmentationModel(nn.Module):
         entropy = prediction_entropy(probs)[0]
         dtype = np.uint8 if len(self.classes) <= 256 else np.int32
         return Prediction(
-            mask=probs.argmax(dim=1)[0].cpu().numpy().astype(dtype),
+            mask=probs.max(dim=1).indices[0].cpu().numpy().astype(dtype),
             entropy=entropy.cpu().numpy(),
             reliable=(entropy <= self.card.reliable_entropy).cpu().numpy(),
         )
