@@ -103,6 +103,6 @@ def demo() -> Config:
         ),
         optimizer=OptimizerSettings(name="adamw", lr=2e-3, head_lr_factor=1.0, weight_decay=1e-2),
         train=TrainSettings(
-            steps=2800, supervised_steps=600, eval_every=2800, checkpoint_every=700, log_every=10
+            steps=3600, supervised_steps=600, eval_every=3600, checkpoint_every=900, log_every=10
         ),
     )
