@@ -50,6 +50,19 @@ def test_coarser_maps_equal_the_reference(
     assert mix.apply(values, fill=0.5).tolist() == expected_mix(mix, values, 0.5)
 
 
+@pytest.mark.parametrize("num_donors", [1, 2, 5])
+@pytest.mark.parametrize("grid", [(8, 12), (4, 3)])
+def test_pixels_of_donors_equal_the_reference(grid: tuple[int, int], num_donors: int) -> None:
+    mix = random_mix(3, (8, 12), erase=False)
+    mix = mixing.Mix(torch.tensor([0, num_donors - 1, num_donors // 2]), mix.mask)
+    values = torch.arange(3 * grid[0] * grid[1]).view(3, *grid)
+    donors = 1000 + torch.arange(num_donors * grid[0] * grid[1]).view(num_donors, *grid)
+    expected = reference.mix(
+        values.tolist(), mix.mask.tolist(), mix.partner.tolist(), None, donors.tolist()
+    )
+    assert mix.apply(values, donors=donors).tolist() == expected
+
+
 def test_images_and_their_targets_do_not_part() -> None:
     """Whatever is mixed, an image's channels, label and validity still speak of one pixel."""
     for erase in (False, True):
@@ -193,6 +206,35 @@ def test_classmix_pastes_the_partners_classes_whole() -> None:
         assert torch.equal(mixed[b][~mix.mask[b]], labels[b][~mix.mask[b]])
         for label in source[mix.mask[b]].unique():
             assert mix.mask[b][source == label].all()
+
+
+@on_random_cases
+def test_donors_give_whole_classes_and_no_ignored_pixel(case: Case) -> None:
+    labels, num_classes = case.labels(), case.num_classes
+    mix = mixing.classmix_donors(labels, num_classes, num_images=3, generator=case.generator())
+    assert mix.partner is not None
+    for image in range(3):
+        donor = labels[mix.partner[image]]
+        present = donor[donor != IGNORE].unique()
+        chosen = donor[mix.mask[image]].unique()
+        assert IGNORE not in chosen
+        assert len(chosen) == (len(present) + 1) // 2
+        for label in chosen:
+            assert mix.mask[image][donor == label].all()
+
+
+@pytest.mark.parametrize(("num_donors", "num_images"), [(1, 4), (2, 4), (3, 2), (4, 4)])
+def test_donors_take_turns(num_donors: int, num_images: int) -> None:
+    labels = torch.zeros(num_donors, 4, 4, dtype=torch.long)
+    generator = torch.Generator().manual_seed(0)
+    seen = torch.zeros(num_donors)
+    for _ in range(200):
+        mix = mixing.classmix_donors(labels, 2, num_images=num_images, generator=generator)
+        assert mix.partner is not None
+        counts = torch.bincount(mix.partner, minlength=num_donors)
+        assert counts.max() - counts.min() <= 1
+        seen += counts
+    assert (seen / seen.sum() * num_donors - 1).abs().max() < 0.25
 
 
 # the four mixes

@@ -229,6 +229,31 @@ def test_every_valid_pixel_is_either_labeled_or_unreliable(case: Case) -> None:
     assert not (labeled & unreliable).any()
 
 
+# the share of confident pixels
+
+
+def test_confident_share_of_worked_pixels() -> None:
+    probs = torch.tensor([[0.97, 0.03], [0.5, 0.5], [0.01, 0.99], [0.968, 0.032]]).T
+    probs = probs.reshape(1, 2, 1, 4)
+    valid = torch.tensor([True, True, False, True]).view(1, 1, 4)
+    assert partition.confident_share(probs, valid).item() == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.6, 0.968])
+@on_random_cases
+def test_confident_share_equals_the_reference(case: Case, threshold: float) -> None:
+    probs, valid = case.probs(), case.valid()
+    expected = reference.confident_share(probs.tolist(), valid.tolist(), threshold)
+    share = partition.confident_share(probs, valid, threshold=threshold)
+    assert share.item() == pytest.approx(expected)
+
+
+def test_confident_share_without_a_valid_pixel_is_zero() -> None:
+    probs = Case(3, 2, 0).probs()
+    nothing = torch.zeros(2, 4, 5, dtype=torch.bool)
+    assert partition.confident_share(probs, nothing, threshold=0.0).item() == 0
+
+
 # tags
 
 

@@ -118,9 +118,14 @@ class MethodSettings(Settings):
     """ξ, the share of reverse cross-entropy in L_u [R]; 0 switches it off."""
     ema_decay: float = Field(0.99, ge=0, lt=1)
     """Upper bound of the teacher's decay [C]."""
-    mixing: Literal["cutmix", "cutout", "classmix", "none"] = "cutmix"
+    mixing: Literal["cutmix", "cutout", "classmix", "classmix_labeled", "none"] = "cutmix"
+    """Within the unlabelled batch; ``classmix_labeled`` pastes half of the classes of labelled
+    images [R, after DACS]."""
     mix_probability: float = Field(0.5, ge=0, le=1)
     """The share of unlabelled images that is mixed [C]."""
+    pixel_weighting: Literal["even", "confident_share"] = "even"
+    """``confident_share`` weighs the teacher's pixels by how often it is confident, and pasted
+    labels by 1 [R: DACS]."""
 
 
 class OptimizerSettings(Settings):
@@ -155,6 +160,9 @@ class TrainSettings(Settings):
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     """auto is bf16-mixed on a GPU that has it, 32-true elsewhere."""
     channels_last: bool = True
+    separate_statistics: bool = False
+    """BatchNorm normalises labelled and unlabelled images apart, and keeps the averages of the
+    latter [R]: for two domains."""
     ohem: bool = False
     """OHEM instead of plain cross-entropy for L_s [P: on Cityscapes]."""
     ohem_threshold: float = Field(0.7, gt=0, le=1)

@@ -13,19 +13,24 @@ class Mix:
     """One decision about a batch: which pixels come from which other image.
 
     Attributes:
-        partner: [B] int64, the image that each one takes pixels from; None erases them instead.
+        partner: [B] int64, the image that each one takes pixels from, an index into the batch
+            itself or into the donors it was decided for; None erases the pixels instead.
         mask: [B, H, W] bool, True where a pixel is taken (or erased).
     """
 
     partner: Tensor | None
     mask: Tensor
 
-    def apply(self, tensor: Tensor, *, fill: float | bool = 0) -> Tensor:
+    def apply(
+        self, tensor: Tensor, *, donors: Tensor | None = None, fill: float | bool = 0
+    ) -> Tensor:
         """Mix anything that lies over the images' pixels.
 
         Args:
             tensor: [B, H', W'] or [B, K, H', W'], of any dtype. Where it is a coarser grid than
                 the mask, each cell follows the mask's pixel at its centre.
+            donors: [B', ...] like ``tensor``, the images that pixels are taken from; None takes
+                them from ``tensor`` itself.
             fill: what an erased pixel becomes.
 
         Returns:
@@ -36,7 +41,8 @@ class Mix:
             mask = mask.unsqueeze(1)
         if self.partner is None:
             return tensor.masked_fill(mask, fill)
-        return torch.where(mask, tensor[self.partner], tensor)
+        taken = (tensor if donors is None else donors)[self.partner]
+        return torch.where(mask, taken, tensor)
 
 
 def on_grid(tensor: Tensor, size: tuple[int, int]) -> Tensor:
@@ -195,6 +201,34 @@ def classmix(
     partner = random_partner(batch_size, device=device, generator=generator)
     chosen = half_of_the_classes(labels, num_classes, generator=generator)
     return Mix(partner, chosen[partner] & _mixed(batch_size, probability, device, generator))
+
+
+def classmix_donors(
+    labels: Tensor,
+    num_classes: int,
+    *,
+    num_images: int,
+    probability: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Mix:
+    """Paste half of the classes of other, labelled images, as DACS does across domains [R].
+
+    Args:
+        labels: [B', H, W] int64 of the donors; ignored pixels are never taken.
+        num_classes: C.
+        num_images: B, the images to paste onto; image i takes from donor (i + a random turn)
+            modulo B', so that each donor gives equally often.
+        probability: share of the B images that is mixed.
+        generator: source of randomness, on the labels' device.
+
+    Returns:
+        A decision about B images, to be applied with ``donors=``.
+    """
+    num_donors, device = labels.shape[0], labels.device
+    turn = torch.randint(0, num_donors, (1,), device=device, generator=generator)
+    partner = (torch.arange(num_images, device=device) + turn) % num_donors
+    chosen = half_of_the_classes(labels[partner], num_classes, generator=generator)
+    return Mix(partner, chosen & _mixed(num_images, probability, device, generator))
 
 
 def no_mix(batch_size: int, size: tuple[int, int], *, device: torch.device) -> Mix:

@@ -118,6 +118,24 @@ def pseudo_labels(
     return torch.where(reliable, predictions, torch.full_like(predictions, ignore_index))
 
 
+def confident_share(probs: Tensor, valid: Tensor, *, threshold: float = 0.968) -> Tensor:
+    """Share of the pixels on which the teacher is confident: the weight that DACS gives [R].
+
+    The threshold is that of DACS (arXiv 2007.08702), which takes the share over the batch, too.
+
+    Args:
+        probs: [B, C, H, W].
+        valid: [B, H, W] bool; padding does not count.
+        threshold: a pixel counts as confident if its likeliest class has at least this
+            probability.
+
+    Returns:
+        A scalar in [0, 1]; 0 where no pixel is valid.
+    """
+    confident = (probs.amax(dim=1) >= threshold) & valid
+    return confident.sum() / valid.sum().clamp_min(1)
+
+
 def restrict_to_tags(probs: Tensor, possible_classes: Tensor) -> Tensor:
     """Give absent classes no probability and rescale the rest to sum to 1 [R].
 

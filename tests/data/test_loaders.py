@@ -200,6 +200,34 @@ def test_strong_views_are_drawn_apart_and_keep_the_geometry(dataset: Dataset) ->
     assert torch.equal(plain[0].unlabeled.weak, batch.unlabeled.weak)
 
 
+def test_labelled_images_have_a_strong_view_where_it_is_asked_for(dataset: Dataset) -> None:
+    settings = _settings(jitter_probability=1.0, grayscale_probability=0, blur_probability=0)
+    plain, strong = (
+        next(
+            training_batches(
+                dataset,
+                settings,
+                seed=0,
+                start_step=0,
+                stop_step=1,
+                with_unlabeled=True,
+                labeled_strong=asked,
+            )
+        )
+        for asked in (False, True)
+    )
+    assert plain.labeled.strong is None
+    view = strong.to("cpu").labeled.strong
+    assert view is not None
+    assert view.shape == strong.labeled.images.shape
+    assert not torch.equal(view, strong.labeled.images)
+    assert 0 <= view.min() <= view.max() <= 1
+    # nothing else has moved
+    assert torch.equal(plain.labeled.images, strong.labeled.images)
+    assert torch.equal(plain.labeled.labels, strong.labeled.labels)
+    assert all(map(torch.equal, _tensors(plain), _tensors(strong)))
+
+
 def test_tags_become_possible_classes(tmp_path: Path) -> None:
     path = write_dataset(tmp_path, tags=True)
     (tmp_path / "tags.csv").write_text("image,classes\nunlabeled_0,tree;ground\n")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tiny import IGNORE, NUM_CLASSES, SIZE, tiny_batch, tiny_config, tiny_state
 from u2pl.config import Config
-from u2pl.data.batch import Batch
+from u2pl.data.batch import Batch, LabeledBatch
 from u2pl.engine import step as step_module
 from u2pl.engine.state import TrainState
 from u2pl.engine.step import PseudoLabels, training_step
@@ -214,15 +214,15 @@ def test_each_mixing_keeps_images_and_targets_together(
     training_step(fabric, state, batch, config)
     (arguments, pseudo) = calls[0]
     strong = batch.unlabeled.strong[0]
-    own = (pseudo.images == strong).all(dim=1)
-    other = (pseudo.images == strong.flip(0)).all(dim=1)
-    logits = step_module.upsample(arguments["view"].logits, SIZE)
+    own = (pseudo.pixels.images == strong).all(dim=1)
+    other = (pseudo.pixels.images == strong.flip(0)).all(dim=1)
+    logits = step_module.upsample(arguments["view_u"].logits, SIZE)
     predictions = logits.argmax(dim=1)
     if mixing == "none":
         assert own.all()
     elif mixing == "cutout":
-        assert torch.equal(pseudo.valid, own)
-        assert not pseudo.images.movedim(1, -1)[~own].any()
+        assert torch.equal(pseudo.pixels.valid, own)
+        assert not pseudo.pixels.images.movedim(1, -1)[~own].any()
         assert (pseudo.labels[~own] == IGNORE).all()
     else:
         assert (own | other).all()
@@ -242,9 +242,9 @@ def test_entropy_and_keys_are_mixed_with_their_pixels(monkeypatch: pytest.Monkey
     assert batch.unlabeled is not None
     run(config, steps=1, batch=batch)
     arguments, pseudo = calls[0]
-    own = (pseudo.images == batch.unlabeled.strong[0]).all(dim=1)
+    own = (pseudo.pixels.images == batch.unlabeled.strong[0]).all(dim=1)
     assert not own.all()
-    view = arguments["view"]
+    view = arguments["view_u"]
     entropy = prediction_entropy(step_module.upsample(view.logits, SIZE).softmax(1))
     mixed = torch.where(own, entropy, entropy.flip(0))
     assert torch.equal(pseudo.labels == IGNORE, mixed > pseudo.threshold)
@@ -252,7 +252,92 @@ def test_entropy_and_keys_are_mixed_with_their_pixels(monkeypatch: pytest.Monkey
     centre = own[:, 2::4, 2::4]  # of each cell of the feature grid
     assert torch.equal(pseudo.unreliable, (mixed > pseudo.threshold)[:, 2::4, 2::4])
     keys = torch.where(centre.unsqueeze(1), view.features, view.features.flip(0))
-    assert torch.equal(pseudo.features, keys)
+    assert torch.equal(pseudo.pixels.features, keys)
+
+
+LABELED_MIX = {
+    "method__mixing": "classmix_labeled",
+    "method__mix_probability": 1.0,
+    "method__denoise_temperature": None,
+}
+
+
+def test_labelled_objects_are_pasted_with_their_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = spy(monkeypatch, "pseudo_label")
+    batch = tiny_batch(num_labeled=3)
+    labels = batch.labeled.labels.clone()
+    labels[:, :8] = IGNORE
+    strong = 1 - batch.labeled.images
+    batch = Batch(LabeledBatch(batch.labeled.images, labels, strong), batch.unlabeled)
+    config = tiny_config(method__initial_unreliable_fraction=0.4, **LABELED_MIX)
+    run(config, steps=1, batch=batch)
+    arguments, pseudo = calls[0]
+    pixels, view_l = pseudo.pixels, arguments["view_l"]
+    pasted = pixels.valid & ~pixels.judged
+    for image in range(2):
+        donors = [
+            d for d in range(3) if (strong[d] == pixels.images[image]).all(0)[pasted[image]].all()
+        ]
+        assert len(donors) == 1
+        donor = donors[0]
+        assert torch.equal(pseudo.labels[image][pasted[image]], labels[donor][pasted[image]])
+        assert not pasted[image][labels[donor] == IGNORE].any()
+        pasted_cells = pasted[image, 2::4, 2::4]
+        keys = pixels.features[image][:, pasted_cells]
+        assert torch.equal(keys, view_l.features[donor][:, pasted_cells])
+    assert 0 < pasted.float().mean() < 1
+    assert not pseudo.unreliable[pasted[:, 2::4, 2::4]].any()
+
+
+def test_threshold_is_about_the_teachers_pixels_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = spy(monkeypatch, "pseudo_label")
+    run(tiny_config(method__initial_unreliable_fraction=0.4, **LABELED_MIX), steps=1)
+    pseudo = calls[0][1]
+    judged = pseudo.pixels.judged
+    unsure = pseudo.pixels.entropy > pseudo.threshold
+    assert not judged.all()
+    assert unsure[judged].float().mean().item() == pytest.approx(0.4, abs=0.01)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.1])
+def test_labelled_objects_are_pasted_with_and_without_contrast(weight: float) -> None:
+    _, rows = run(tiny_config(method__contrastive_weight=weight, **LABELED_MIX), steps=2)
+    assert rows[-1]["loss_u"] > 0
+    assert (rows[-1]["loss_c"] > 0) == (weight > 0)
+
+
+def test_labelled_images_without_a_strong_view_are_pasted_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = spy(monkeypatch, "pseudo_label")
+    batch = tiny_batch()
+    run(tiny_config(**LABELED_MIX), steps=1, batch=batch)
+    pixels = calls[0][1].pixels
+    images = batch.labeled.images
+    same = torch.stack([(pixels.images == image).all(1) for image in images]).any(0)
+    assert same[~pixels.judged].all()
+
+
+def test_confident_share_weighs_the_teachers_pixels_and_no_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = spy(monkeypatch, "pseudo_label")
+    monkeypatch.setattr(step_module.partition, "confident_share", lambda *_: torch.tensor(0.25))
+    config = tiny_config(method__pixel_weighting="confident_share", **LABELED_MIX)
+    run(config, steps=1)
+    pseudo = calls[0][1]
+    judged = pseudo.pixels.judged
+    assert (pseudo.pixel_weights[judged] == 0.25).all()
+    assert (pseudo.pixel_weights[~judged] == 1).all()
+
+
+def test_confident_share_scales_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_module.partition, "confident_share", lambda *_: torch.tensor(0.25))
+    even, weighted = (
+        run(tiny_config(method__pixel_weighting=kind), steps=1)[1][0]["loss_u"]
+        for kind in ("even", "confident_share")
+    )
+    assert weighted == pytest.approx(0.25 * even, rel=1e-5)
 
 
 def test_each_step_mixes_anew(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,7 +356,7 @@ def test_padding_of_unlabelled_images_gets_no_label(monkeypatch: pytest.MonkeyPa
     for _, pseudo in calls:
         assert (pseudo.labels[~valid] == IGNORE).all()
         assert not pseudo.unreliable[..., 5:].any()
-        assert pseudo.valid.sum() == valid.sum()
+        assert pseudo.pixels.valid.sum() == valid.sum()
 
 
 # tags
@@ -293,8 +378,10 @@ def test_class_that_the_tags_rule_out_is_never_a_pseudo_label(
     run(tiny_config(), steps=3, batch=tagged(absent))
     for _, pseudo in calls:
         assert (pseudo.labels != absent).all()
-        assert not pseudo.probs[:, absent].any()
-        torch.testing.assert_close(pseudo.probs.sum(1), torch.ones_like(pseudo.probs[:, 0]))
+        assert not pseudo.pixels.probs[:, absent].any()
+        torch.testing.assert_close(
+            pseudo.pixels.probs.sum(1), torch.ones_like(pseudo.pixels.probs[:, 0])
+        )
 
 
 def test_certain_negatives_of_an_absent_class_are_pushed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +394,7 @@ def test_certain_negatives_of_an_absent_class_are_pushed(monkeypatch: pytest.Mon
     config = tiny_config(method__initial_unreliable_fraction=0.0, method__low_rank=2)
     config = config.with_overrides({"method.high_rank": 3})
     state, _ = run(config, steps=1, batch=batch)
-    certain: Tensor = pseudo[0][1].certain_negatives
+    certain: Tensor = pseudo[0][1].pixels.certain_negatives
     assert certain[:, 1].any()
     assert not certain[:, [0, 2]].any()
     assert pairs[0][1].num_negatives.tolist() == [0, certain.sum().item(), 0]
@@ -317,7 +404,61 @@ def test_certain_negatives_of_an_absent_class_are_pushed(monkeypatch: pytest.Mon
 def test_without_tags_there_is_no_certain_negative(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = spy(monkeypatch, "pseudo_label")
     run(tiny_config())
-    assert not any(pseudo.certain_negatives.any() for _, pseudo in calls)
+    assert not any(pseudo.pixels.certain_negatives.any() for _, pseudo in calls)
+
+
+# statistics of the two halves
+
+
+def running_means(network: torch.nn.Module) -> list[Tensor]:
+    return [
+        module.running_mean.clone()
+        for module in network.modules()
+        if isinstance(module, torch.nn.BatchNorm2d) and module.running_mean is not None
+    ]
+
+
+@pytest.mark.parametrize("changed", ["labeled", "unlabeled"])
+def test_separate_statistics_are_those_of_the_mixed_images(changed: str) -> None:
+    """Darker labelled images leave the running averages alone; darker unlabelled ones do not."""
+    config = tiny_config(train__separate_statistics=True)
+    batch = tiny_batch()
+    assert batch.unlabeled is not None
+    darker = Batch(
+        dataclasses.replace(batch.labeled, images=0.3 * batch.labeled.images), batch.unlabeled
+    )
+    if changed == "unlabeled":
+        darker = with_unlabeled(batch, strong=(0.3 * batch.unlabeled.strong[0],))
+    means = [running_means(run(config, steps=1, batch=b)[0].student) for b in (batch, darker)]
+    same = all(torch.equal(a, b) for a, b in zip(*means, strict=True))
+    assert same == (changed == "labeled")
+
+
+def test_separate_halves_are_normalised_by_themselves() -> None:
+    """Without contrast L_s does not see the unlabelled images; in one batch it does."""
+    batch = tiny_batch()
+    assert batch.unlabeled is not None
+    darker = with_unlabeled(batch, strong=(0.3 * batch.unlabeled.strong[0],))
+    for separate in (True, False):
+        config = tiny_config(
+            train__separate_statistics=separate, method__contrastive_weight=0.0, model__dropout=0.0
+        )
+        first, second = (run(config, steps=1, batch=b)[1][0]["loss_s"] for b in (batch, darker))
+        assert (first == second) == separate
+
+
+def test_warm_up_moves_the_statistics_by_the_labelled_images() -> None:
+    config = tiny_config(train__separate_statistics=True, train__supervised_steps=1)
+    _, fresh = tiny_state(config)
+    after = run(config, steps=1)[0]
+    moved = zip(running_means(fresh.student), running_means(after.student), strict=True)
+    assert any(not torch.equal(a, b) for a, b in moved)
+
+
+def test_separate_statistics_go_with_contrast_and_accumulation() -> None:
+    config = tiny_config(train__separate_statistics=True, train__accumulation=2)
+    _, rows = run(config, steps=2)
+    assert min(rows[-1][name] for name in ("loss_s", "loss_u", "loss_c")) > 0
 
 
 # denoising, contrast
@@ -326,16 +467,16 @@ def test_without_tags_there_is_no_certain_negative(monkeypatch: pytest.MonkeyPat
 def test_denoising_starts_with_the_first_prototypes(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = spy(monkeypatch, "pseudo_label")
     run(tiny_config(method__denoise_temperature=0.001, method__mixing="none"))
-    raw = [arguments["view"].logits.softmax(1) for arguments, _ in calls]
-    torch.testing.assert_close(calls[0][1].probs, raw[0])
-    assert (calls[1][1].probs - raw[1]).abs().max() > 1e-3
+    raw = [arguments["view_u"].logits.softmax(1) for arguments, _ in calls]
+    torch.testing.assert_close(calls[0][1].pixels.probs, raw[0])
+    assert (calls[1][1].pixels.probs - raw[1]).abs().max() > 1e-3
 
 
 def test_no_denoising_where_it_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = spy(monkeypatch, "pseudo_label")
     run(tiny_config(method__denoise_temperature=None, method__mixing="none"))
     for arguments, pseudo in calls:
-        torch.testing.assert_close(pseudo.probs, arguments["view"].logits.softmax(1))
+        torch.testing.assert_close(pseudo.pixels.probs, arguments["view_u"].logits.softmax(1))
 
 
 def test_pairs_point_to_pixels_of_their_own_class(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -409,7 +550,7 @@ def test_entropy_threshold_is_that_of_the_teachers_prediction(
     calls = spy(monkeypatch, "pseudo_label")
     config = tiny_config(method__mixing="none", method__denoise_temperature=None)
     _, rows = run(config, steps=1)
-    probs = step_module.upsample(calls[0][0]["view"].logits, SIZE).softmax(1)
+    probs = step_module.upsample(calls[0][0]["view_u"].logits, SIZE).softmax(1)
     expected = prediction_entropy(probs).flatten().quantile(0.8)
     assert rows[0]["entropy_threshold"] == pytest.approx(expected.item(), rel=1e-5)
 

@@ -75,6 +75,32 @@ def test_symmetric_cross_entropy_equals_the_reference(case: Case, xi: float) -> 
     assert actual.item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("xi", [0.0, 0.1])
+@on_random_cases
+def test_pixel_weights_multiply_each_pixels_loss(case: Case, xi: float) -> None:
+    logits, labels = case.logits(), case.labels()
+    weights = torch.rand(labels.shape, generator=case.generator())
+    expected = reference.weighted_symmetric_cross_entropy(
+        logits.tolist(), labels.tolist(), weights.tolist(), IGNORE, xi
+    )
+    actual = symmetric_cross_entropy(
+        logits, labels, ignore_index=IGNORE, reverse_weight=xi, pixel_weights=weights
+    )
+    assert actual.item() == pytest.approx(expected, rel=1e-5)
+
+
+@on_random_cases
+def test_pixel_weights_of_one_change_nothing(case: Case) -> None:
+    logits, labels = case.logits(), case.labels()
+    plain, weighted = (
+        symmetric_cross_entropy(
+            logits, labels, ignore_index=IGNORE, reverse_weight=0.1, pixel_weights=weights
+        )
+        for weights in (None, torch.ones(labels.shape))
+    )
+    torch.testing.assert_close(weighted, plain)
+
+
 def test_weight_zero_is_plain_cross_entropy() -> None:
     case = Case(7, 4, 0)
     assert torch.equal(

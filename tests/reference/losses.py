@@ -58,6 +58,30 @@ def reverse_cross_entropy(
     return total / len(pixels) if pixels else 0.0
 
 
+def weighted_symmetric_cross_entropy(
+    logits: ClassMaps,
+    labels: LabelMaps,
+    weights: list[list[list[float]]],
+    ignore_index: int,
+    reverse_weight: float,
+) -> float:
+    """Σ of each labelled pixel's weight times its CE + ξ·RCE, over the count of those pixels."""
+    total, count = 0.0, 0
+    for image, label_map, weight_map in zip(logits, labels, weights, strict=True):
+        for y, row in enumerate(label_map):
+            for x, label in enumerate(row):
+                if label == ignore_index:
+                    continue
+                pixel = [[[[class_map[y][x]]] for class_map in image]]
+                loss = cross_entropy(pixel, [[[label]]], ignore_index)
+                loss += reverse_weight * reverse_cross_entropy(
+                    pixel, [[[label]]], ignore_index, 1e-4
+                )
+                total += weight_map[y][x] * loss
+                count += 1
+    return total / count if count else 0.0
+
+
 def contrastive_loss(
     anchors: list[Vectors],
     positives: Vectors,

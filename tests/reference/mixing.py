@@ -14,7 +14,11 @@ def centre(cell: int, length: int, num_cells: int) -> int:
 
 
 def mix(
-    maps: list[list[list[Any]]], mask: BoolMaps, partner: list[int] | None, fill: object
+    maps: list[list[list[Any]]],
+    mask: BoolMaps,
+    partner: list[int] | None,
+    fill: object,
+    donors: list[list[list[Any]]] | None = None,
 ) -> list[list[list[Any]]]:
     """Take masked pixels of [B][h][w] from the partner, or ``fill``; the mask may be finer."""
     height, width = len(mask[0]), len(mask[0][0])
@@ -30,7 +34,7 @@ def mix(
                 elif partner is None:
                     pixels.append(fill)
                 else:
-                    pixels.append(maps[partner[b]][y][x])
+                    pixels.append((donors or maps)[partner[b]][y][x])
             rows.append(pixels)
         mixed.append(rows)
     return mixed

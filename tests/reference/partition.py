@@ -67,6 +67,18 @@ def pseudo_labels(
     return result
 
 
+def confident_share(probs: ClassMaps, valid: BoolMaps, threshold: float) -> float:
+    """Valid pixels whose largest probability reaches the threshold, over the valid pixels."""
+    confident, count = 0, 0
+    for image, valid_map in zip(probs, valid, strict=True):
+        for y, row in enumerate(valid_map):
+            for x, is_valid in enumerate(row):
+                if is_valid:
+                    count += 1
+                    confident += max(class_map[y][x] for class_map in image) >= threshold
+    return confident / count if count else 0.0
+
+
 def restrict_to_tags(probs: ClassMaps, possible: list[list[bool]]) -> ClassMaps:
     """No probability for absent classes; the rest is divided by its sum."""
     result = []

@@ -15,15 +15,19 @@ class LabeledBatch:
     Attributes:
         images: [B, 3, H, W] float32, RGB in [0, 1].
         labels: [B, H, W] int64, class ids; the ignore index where nothing is known (padding too).
+        strong: like ``images`` with colours changed, for pasting onto unlabelled images; or None.
     """
 
     images: Tensor
     labels: Tensor
+    strong: Tensor | None = None
 
     def to(self, device: torch.device | str) -> LabeledBatch:
         """Return the batch on ``device``."""
         return LabeledBatch(
-            self.images.to(device, non_blocking=True), self.labels.to(device, non_blocking=True)
+            self.images.to(device, non_blocking=True),
+            self.labels.to(device, non_blocking=True),
+            None if self.strong is None else self.strong.to(device, non_blocking=True),
         )
 
 

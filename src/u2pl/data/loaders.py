@@ -89,15 +89,29 @@ class _Stream(torch_data.Dataset[dict[str, Any]]):
             generator=generator,
         )
 
+    def _strong(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        return photometric(
+            image,
+            jitter=self._settings.jitter,
+            jitter_probability=self._settings.jitter_probability,
+            grayscale_probability=self._settings.grayscale_probability,
+            blur_probability=self._settings.blur_probability,
+            generator=generator,
+        )
+
 
 class LabeledStream(_Stream):
-    """Random crops of the labelled images with their masks; geometry only.
+    """Random crops of the labelled images with their masks.
 
-    Item n is ``{"image": [3, h, w] float32 in [0, 1], "label": [h, w] int64}``.
+    Item n is ``{"image": [3, h, w] float32 in [0, 1], "label": [h, w] int64}``; geometry only.
+    With ``strong`` there is also ``"image_strong"``, the same crop with colours changed.
     """
 
-    def __init__(self, dataset: Dataset, settings: DataSettings, *, seed: int) -> None:
+    def __init__(
+        self, dataset: Dataset, settings: DataSettings, *, seed: int, strong: bool = False
+    ) -> None:
         super().__init__(dataset.labeled, dataset, settings, seed=seed)
+        self._with_strong = strong
 
     def __getitem__(self, n: int) -> dict[str, Any]:
         """Return draw ``n`` of the run.
@@ -107,8 +121,12 @@ class LabeledStream(_Stream):
         """
         sample = self.sample(n)
         pixels, mask = _read_pair(sample, self._dataset)
-        image, label, _ = self._geometry(pixels, mask, self._generator(n))
-        return {"image": image, "label": label}
+        generator = self._generator(n)
+        image, label, _ = self._geometry(pixels, mask, generator)
+        item = {"image": image, "label": label}
+        if self._with_strong:
+            item["image_strong"] = self._strong(image, generator)
+        return item
 
 
 class UnlabeledStream(_Stream):
@@ -132,17 +150,7 @@ class UnlabeledStream(_Stream):
         """
         sample, generator = self.sample(n), self._generator(n)
         weak, _, valid = self._geometry(read_image(sample.image), None, generator)
-        strong = [
-            photometric(
-                weak,
-                jitter=self._settings.jitter,
-                jitter_probability=self._settings.jitter_probability,
-                grayscale_probability=self._settings.grayscale_probability,
-                blur_probability=self._settings.blur_probability,
-                generator=generator,
-            )
-            for _ in range(self._num_strong)
-        ]
+        strong = [self._strong(weak, generator) for _ in range(self._num_strong)]
         possible = torch.ones(self._dataset.num_classes, dtype=torch.bool)
         if sample.tags is not None:
             possible.zero_()
@@ -200,6 +208,7 @@ def training_batches(
     start_step: int,
     stop_step: int,
     with_unlabeled: bool,
+    labeled_strong: bool = False,
     num_strong: int = 1,
     pin_memory: bool = False,
 ) -> Generator[Batch, None, None]:
@@ -216,13 +225,14 @@ def training_batches(
         start_step: first step, counted from 0.
         stop_step: the step after the last.
         with_unlabeled: False gives batches whose ``unlabeled`` is None.
+        labeled_strong: give labelled images a strong view, too.
         num_strong: strong views of each unlabelled image, each with draws of its own.
         pin_memory: put batches in page-locked memory; ignored where there is no CUDA device.
 
     Raises:
         UserError: where there is no image, or a file cannot be read.
     """
-    labeled = LabeledStream(dataset, settings, seed=seed)
+    labeled = LabeledStream(dataset, settings, seed=seed, strong=labeled_strong)
     unlabeled = (
         UnlabeledStream(dataset, settings, seed=seed, num_strong=num_strong)
         if with_unlabeled
@@ -238,7 +248,7 @@ def training_batches(
 
 
 def _to_batch(item: dict[str, Any]) -> Batch:
-    labeled = LabeledBatch(item["image"], item["label"])
+    labeled = LabeledBatch(item["image"], item["label"], item.get("image_strong"))
     if "weak" not in item:
         return Batch(labeled, None)
     strong = item["strong"].transpose(0, 1).unbind(0)  # V of [B, 3, h, w]

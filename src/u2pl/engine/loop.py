@@ -196,13 +196,15 @@ class Runner:
     def run(self, stop: int) -> dict[str, Any]:
         """Train until ``stop`` updates are made; see :func:`fit`."""
         log = MetricsLog(self.folder, step=self.state.step)
+        with_unlabeled = uses_unlabeled(self.config, self.dataset)
         batches = training_batches(
             self.dataset,
             self.config.data,
             seed=self.config.train.seed,
             start_step=self.state.step,
             stop_step=stop,
-            with_unlabeled=uses_unlabeled(self.config, self.dataset),
+            with_unlabeled=with_unlabeled,
+            labeled_strong=with_unlabeled and self.config.method.mixing == "classmix_labeled",
             pin_memory=self.fabric.device.type == "cuda",
         )
         self.state.student.train()

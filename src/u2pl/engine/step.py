@@ -29,7 +29,7 @@ from u2pl.data.batch import Batch, LabeledBatch, UnlabeledBatch
 from u2pl.data.loaders import derive_seed
 from u2pl.engine.optimizer import learning_rate_factor, set_learning_rate
 from u2pl.engine.state import TrainState
-from u2pl.engine.teacher import follow, teacher_decay
+from u2pl.engine.teacher import follow, statistics_at_rest, teacher_decay
 from u2pl.mixing import on_grid
 from u2pl.models import upsample
 
@@ -48,32 +48,56 @@ class TeacherView:
 
 
 @dataclass(frozen=True)
-class PseudoLabels:
-    """The unlabelled half of the batch after mixing, with its targets.
+class MixedPixels:
+    """Images and what is known about their pixels: all that moves along when pixels are mixed.
 
     Attributes:
-        images: [B, 3, H, W], strong view, mixed.
-        labels: [B, H, W], pseudo-labels; the ignore index where the teacher is unsure.
+        images: [B, 3, H, W], the strong view.
+        predictions: [B, H, W] int64, the teacher's classes, or the labels.
+        entropy: [B, H, W] in nats; 0 on labels.
         valid: [B, H, W] bool.
-        weight: scalar, λ_u.
-        num_kept: scalar, pixels with a pseudo-label.
-        threshold: scalar, γ_t in nats.
-        probs: [B, C, h, w], the teacher's, after denoising and tags.
-        features: [B, D, h, w], the teacher's.
-        unreliable: [B, h, w] bool.
+        judged: [B, H, W] bool, valid and predicted by the teacher: what the threshold is about.
+        probs: [B, C, h, w], the teacher's, after denoising and tags; no channel without contrast.
+        features: [B, D, h, w], likewise.
         certain_negatives: [B, C, h, w] bool, from tags.
     """
 
     images: Tensor
-    labels: Tensor
+    predictions: Tensor
+    entropy: Tensor
     valid: Tensor
+    judged: Tensor
+    probs: Tensor
+    features: Tensor
+    certain_negatives: Tensor
+
+    def mixed(self, mix: mixing.Mix, donors: MixedPixels) -> MixedPixels:
+        """Return these images with pixels of ``donors`` (or erased ones) where ``mix`` says so."""
+        ours, theirs = vars(self), vars(donors)
+        return MixedPixels(**{k: mix.apply(ours[k], donors=theirs[k]) for k in ours})
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """The unlabelled half of the batch after mixing, with its targets.
+
+    Attributes:
+        pixels: the mixed images and what the teacher (or a label) says of them.
+        labels: [B, H, W], pseudo-labels; the ignore index where the teacher is unsure.
+        pixel_weights: [B, H, W], or None where all weigh the same.
+        weight: scalar, λ_u.
+        num_kept: scalar, pixels with a pseudo-label.
+        threshold: scalar, γ_t in nats.
+        unreliable: [B, h, w] bool.
+    """
+
+    pixels: MixedPixels
+    labels: Tensor
+    pixel_weights: Tensor | None
     weight: Tensor
     num_kept: Tensor
     threshold: Tensor
-    probs: Tensor
-    features: Tensor
     unreliable: Tensor
-    certain_negatives: Tensor
 
 
 @dataclass(frozen=True)
@@ -124,7 +148,7 @@ def training_step(
         labeled = batch.labeled if contrasted else None
         view_l, view_u = teacher_views(fabric, state, labeled, unlabeled)
         if unlabeled is not None and view_u is not None:
-            pseudo = pseudo_label(state, view_u, unlabeled, alpha, config, generator)
+            pseudo = pseudo_label(state, view_l, view_u, batch, alpha, config, generator)
         if view_l is not None:
             labels = batch.labeled.labels
             pairs = contrast_pairs(state, view_l, labels, pseudo, config, generator)
@@ -179,17 +203,56 @@ def teacher_views(
 
 def pseudo_label(
     state: TrainState,
-    view: TeacherView,
-    unlabeled: UnlabeledBatch,
+    view_l: TeacherView | None,
+    view_u: TeacherView,
+    batch: Batch,
     alpha: float,
     config: Config,
     generator: torch.Generator,
 ) -> PseudoLabels:
     """Denoise, veto by tags, mix images with their targets, split by entropy (Eq. 5-8)."""
+    method, unlabeled, ignore_index = config.method, batch.unlabeled, state.ignore_index
+    assert unlabeled is not None, "view_u is of unlabelled images"
+    own, probs = judge(state, view_u, unlabeled, config)
+    donors = own
+    if method.mixing == "classmix_labeled":
+        donors = from_labels(batch.labeled, view_l, own, ignore_index)
+    mix = choose_mix(own, donors, probs.shape[1], config, ignore_index, generator)
+    pixels = own.mixed(mix, donors)
+    threshold = partition.entropy_threshold(
+        pixels.entropy, pixels.judged, unreliable_fraction=alpha
+    )
+    labels = partition.pseudo_labels(
+        pixels.predictions, pixels.entropy, threshold, pixels.valid, ignore_index=ignore_index
+    )
+    unreliable = partition.unreliable_mask(pixels.entropy, threshold, pixels.valid)
+    num_kept = (labels != ignore_index).sum()
+    weight = losses.unsupervised_weight(
+        pixels.valid.sum(), num_kept, eta=method.unsupervised_weight
+    )
+    pixel_weights = None
+    if method.pixel_weighting == "confident_share":
+        share = partition.confident_share(probs, unlabeled.valid)
+        pixel_weights = torch.where(pixels.judged, share, torch.ones_like(share))
+    return PseudoLabels(
+        pixels=pixels,
+        labels=labels,
+        pixel_weights=pixel_weights,
+        weight=weight,
+        num_kept=num_kept,
+        threshold=threshold,
+        unreliable=on_grid(unreliable, (view_u.logits.shape[-2], view_u.logits.shape[-1])),
+    )
+
+
+def judge(
+    state: TrainState, view: TeacherView, unlabeled: UnlabeledBatch, config: Config
+) -> tuple[MixedPixels, Tensor]:
+    """What the teacher says of the unlabelled pixels, and its probabilities [B, C, H, W]."""
     method, size = config.method, (unlabeled.weak.shape[-2], unlabeled.weak.shape[-1])
     grid = (view.logits.shape[-2], view.logits.shape[-1])
-    logits = view.logits
-    if method.denoise_temperature is not None and method.contrastive_weight > 0:
+    logits, contrasted = view.logits, method.contrastive_weight > 0
+    if method.denoise_temperature is not None and contrasted:
         logits = denoise_logits(
             logits,
             view.features,
@@ -199,54 +262,74 @@ def pseudo_label(
         )
     possible = unlabeled.possible_classes
     probs = partition.restrict_to_tags(upsample(logits, size).softmax(dim=1), possible)
-    predictions = probs.max(dim=1).indices  # on a CPU several times faster than argmax
-    entropy = partition.prediction_entropy(probs)
-    low_rank, _ = rank_bounds(logits.shape[1], low_rank=method.low_rank, high_rank=method.high_rank)
-    certain = tag_negative_mask(
-        possible, on_grid(unlabeled.valid, grid), class_rank(view.logits), low_rank=low_rank
+    probs_on_grid, certain = logits[:, :0], logits[:, :0].bool()
+    if contrasted:
+        probs_on_grid = partition.restrict_to_tags(logits.softmax(dim=1), possible)
+        low, _ = rank_bounds(logits.shape[1], low_rank=method.low_rank, high_rank=method.high_rank)
+        certain = tag_negative_mask(
+            possible, on_grid(unlabeled.valid, grid), class_rank(view.logits), low_rank=low
+        )
+    pixels = MixedPixels(
+        images=unlabeled.strong[0],
+        predictions=probs.max(dim=1).indices,  # on a CPU several times faster than argmax
+        entropy=partition.prediction_entropy(probs),
+        valid=unlabeled.valid,
+        judged=unlabeled.valid,
+        probs=probs_on_grid,
+        features=view.features,
+        certain_negatives=certain,
     )
+    return pixels, probs
 
-    mix = choose_mix(predictions, unlabeled.valid, logits.shape[1], config, state, generator)
-    valid = mix.apply(unlabeled.valid, fill=False)
-    entropy = mix.apply(entropy)
-    threshold = partition.entropy_threshold(entropy, valid, unreliable_fraction=alpha)
-    labels = partition.pseudo_labels(
-        mix.apply(predictions), entropy, threshold, valid, ignore_index=state.ignore_index
-    )
-    num_kept = (labels != state.ignore_index).sum()
-    return PseudoLabels(
-        images=mix.apply(unlabeled.strong[0]),
-        labels=labels,
-        valid=valid,
-        weight=losses.unsupervised_weight(valid.sum(), num_kept, eta=method.unsupervised_weight),
-        num_kept=num_kept,
-        threshold=threshold,
-        probs=mix.apply(partition.restrict_to_tags(logits.softmax(dim=1), possible)),
-        features=mix.apply(view.features),
-        unreliable=on_grid(partition.unreliable_mask(entropy, threshold, valid), grid),
-        certain_negatives=mix.apply(certain, fill=False),
+
+def from_labels(
+    labeled: LabeledBatch, view: TeacherView | None, like: MixedPixels, ignore_index: int
+) -> MixedPixels:
+    """Labelled images as donors: their labels are certain, and nothing is left to judge."""
+    images, labels = labeled.images if labeled.strong is None else labeled.strong, labeled.labels
+    nothing = torch.zeros(len(labels), 0, *like.features.shape[-2:], device=labels.device)
+    return MixedPixels(
+        images=images,
+        predictions=labels,
+        entropy=torch.zeros_like(labels, dtype=like.entropy.dtype),
+        valid=labels != ignore_index,
+        judged=torch.zeros_like(labels, dtype=torch.bool),
+        probs=nothing if view is None else view.logits.softmax(dim=1),
+        features=nothing if view is None else view.features,
+        certain_negatives=torch.zeros(
+            len(labels), *like.certain_negatives.shape[1:], device=labels.device, dtype=torch.bool
+        ),
     )
 
 
 def choose_mix(
-    predictions: Tensor,
-    valid: Tensor,
+    own: MixedPixels,
+    donors: MixedPixels,
     num_classes: int,
     config: Config,
-    state: TrainState,
+    ignore_index: int,
     generator: torch.Generator,
 ) -> mixing.Mix:
-    """The configured mixing of a batch with teacher predictions [B, H, W]."""
-    batch_size, device = predictions.shape[0], predictions.device
-    size = (predictions.shape[-2], predictions.shape[-1])
+    """The configured mixing of the unlabelled images, for :meth:`MixedPixels.mixed`."""
+    (batch_size, *size), device = own.predictions.shape, own.predictions.device
     probability = config.method.mix_probability
+    labels = donors.predictions.masked_fill(~donors.valid, ignore_index)
+    if config.method.mixing == "classmix_labeled":
+        return mixing.classmix_donors(
+            labels, num_classes, num_images=batch_size, probability=probability, generator=generator
+        )
     if config.method.mixing == "classmix":
-        labels = predictions.masked_fill(~valid, state.ignore_index)
         return mixing.classmix(labels, num_classes, probability=probability, generator=generator)
     if config.method.mixing == "none":
-        return mixing.no_mix(batch_size, size, device=device)
+        return mixing.no_mix(batch_size, (size[0], size[1]), device=device)
     box = mixing.cutmix if config.method.mixing == "cutmix" else mixing.cutout
-    return box(batch_size, size, probability=probability, device=device, generator=generator)
+    return box(
+        batch_size,
+        (size[0], size[1]),
+        probability=probability,
+        device=device,
+        generator=generator,
+    )
 
 
 def contrast_pairs(
@@ -266,13 +349,14 @@ def contrast_pairs(
     labels, probs, features = on_grid(labels, grid), view.logits.softmax(dim=1), view.features
     negative = labeled_negative_mask(labels, class_rank(probs), low_rank=low)
     if pseudo is not None:
-        negative_u = pseudo.certain_negatives | unlabeled_negative_mask(
-            pseudo.unreliable, class_rank(pseudo.probs), low_rank=low, high_rank=high
+        pixels = pseudo.pixels
+        negative_u = pixels.certain_negatives | unlabeled_negative_mask(
+            pseudo.unreliable, class_rank(pixels.probs), low_rank=low, high_rank=high
         )
         negative = torch.cat([negative, negative_u])
         labels = torch.cat([labels, on_grid(pseudo.labels, grid)])
-        probs = torch.cat([probs, pseudo.probs])
-        features = torch.cat([features, pseudo.features])
+        probs = torch.cat([probs, pixels.probs])
+        features = torch.cat([features, pixels.features])
     anchor = anchor_mask(labels, probs, threshold=method.anchor_threshold)
 
     state.prototypes.update(*class_means(features, anchor))
@@ -314,24 +398,27 @@ def backward_in_parts(
         share = slice(part, None, num_parts)
         images, labels = labeled.images[share], labeled.labels[share]
         size, split = (images.shape[-2], images.shape[-1]), len(images)
-        if pseudo is not None:
-            images = torch.cat([images, pseudo.images[share]])
-        logits, features = state.student(images, with_features=pairs is not None)
+        logits, features = student_views(
+            state, images, None if pseudo is None else pseudo.pixels.images[share], pairs, config
+        )
         full = upsample(logits.float(), size)
         terms = {"loss_s": supervised_loss(full[:split], labels, num_labeled, state, config)}
         if pseudo is not None:
+            weights = pseudo.pixel_weights
             terms["loss_u"] = pseudo.weight * losses.symmetric_cross_entropy(
                 full[split:],
                 pseudo.labels[share],
                 ignore_index=ignore_index,
                 reverse_weight=config.method.symmetric_weight,
                 num_pixels=pseudo.num_kept,
+                pixel_weights=None if weights is None else weights[share],
             )
         if pairs is not None:
-            num_images = len(labeled.images) + (0 if pseudo is None else len(pseudo.images))
+            num_images = len(labeled.images) + (0 if pseudo is None else len(pseudo.labels))
             rows = torch.arange(num_images, device=zero.device)
             rows_l, rows_u = rows[: len(labeled.images)], rows[len(labeled.images) :]
             rows = torch.cat([rows_l[share], rows_u[share]])
+            assert features is not None, "asked for with the pairs"
             terms["loss_c"] = contrast_of_part(pairs, features, rows, config)
         loss = terms["loss_s"] + terms.get("loss_u", zero)
         loss = loss + config.method.contrastive_weight * terms.get("loss_c", zero)
@@ -339,6 +426,30 @@ def backward_in_parts(
         for name, value in {"loss": loss, **terms}.items():
             totals[name] = totals[name] + value.detach()
     return totals
+
+
+def student_views(
+    state: TrainState,
+    images_l: Tensor,
+    images_u: Tensor | None,
+    pairs: ContrastPairs | None,
+    config: Config,
+) -> tuple[Tensor, Tensor | None]:
+    """Logits and features of labelled images, then of mixed ones.
+
+    With ``train.separate_statistics`` BatchNorm normalises each half by itself, and its running
+    averages, which the teacher follows, are those of the mixed images alone.
+    """
+    with_features = pairs is not None
+    if images_u is None or not config.train.separate_statistics:
+        images = images_l if images_u is None else torch.cat([images_l, images_u])
+        logits, features = state.student(images, with_features=with_features)
+        return logits, features
+    with statistics_at_rest(state.student):
+        logits_l, features_l = state.student(images_l, with_features=with_features)
+    logits_u, features_u = state.student(images_u, with_features=with_features)
+    features = torch.cat([features_l, features_u]) if with_features else None
+    return torch.cat([logits_l, logits_u]), features
 
 
 def update_student(fabric: Fabric, state: TrainState, config: Config) -> None:
@@ -411,7 +522,7 @@ def counts(
     """What the progress line and the report show beside the losses."""
     shown: dict[str, Tensor] = {}
     if pseudo is not None:
-        shown["reliable_share"] = pseudo.num_kept / pseudo.valid.sum().clamp_min(1)
+        shown["reliable_share"] = pseudo.num_kept / pseudo.pixels.valid.sum().clamp_min(1)
         shown["entropy_threshold"] = pseudo.threshold
         shown["unsupervised_weight"] = pseudo.weight
         shown["unreliable_fraction"] = torch.full_like(pseudo.threshold, alpha)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def teacher_decay(semi_step: int, *, maximum: float = 0.99) -> float:
@@ -38,3 +42,17 @@ def follow(teacher: nn.Module, student: nn.Module, *, decay: float) -> None:
     torch._foreach_lerp_([ours[i] for i in moving], [theirs[i] for i in moving], 1 - decay)
     for i in set(range(len(ours))) - set(moving):
         ours[i].copy_(theirs[i])
+
+
+@contextmanager
+def statistics_at_rest(student: nn.Module) -> Iterator[None]:
+    """Inside, BatchNorm still normalises by the batch, but its running averages do not move."""
+    norms = [module for module in student.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

@@ -7,7 +7,12 @@ from torch.nn import functional as F
 
 
 def cross_entropy(
-    logits: Tensor, labels: Tensor, *, ignore_index: int, num_pixels: Tensor | None = None
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    ignore_index: int,
+    num_pixels: Tensor | None = None,
+    pixel_weights: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy, averaged over the labelled pixels [P].
 
@@ -17,13 +22,18 @@ def cross_entropy(
         ignore_index: outside 0 … C - 1.
         num_pixels: scalar, what to divide the sum by: the labelled pixels of the *whole* batch,
             where ``logits`` is a part of it. None counts those of ``labels``.
+        pixel_weights: [B, H, W], multiplies each pixel's loss; the divisor still counts pixels.
 
     Returns:
         A scalar in nats; 0, with a gradient of 0, where no pixel is labelled.
     """
-    losses = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+    if pixel_weights is None:
+        total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+    else:
+        losses = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")
+        total = (losses * pixel_weights).sum()
     counted = (labels != ignore_index).sum() if num_pixels is None else num_pixels
-    return losses / counted.clamp_min(1)
+    return total / counted.clamp_min(1)
 
 
 def ohem_cross_entropy(

@@ -29,6 +29,7 @@ def reverse_cross_entropy(
     *,
     ignore_index: int,
     num_pixels: Tensor | None = None,
+    pixel_weights: Tensor | None = None,
     floor: float = 1e-4,
 ) -> Tensor:
     """Cross-entropy with the roles swapped, which a wrong label pulls on less [R].
@@ -41,16 +42,18 @@ def reverse_cross_entropy(
         labels: [B, H, W] int64.
         ignore_index: outside 0 … C - 1.
         num_pixels: as in :func:`~u2pl.losses.cross_entropy`.
+        pixel_weights: likewise.
         floor: what stands for log 0, in (0, 1).
 
     Returns:
-        A scalar in [0, -log(floor)]; 0 where no pixel is labelled.
+        A scalar, without weights in [0, -log(floor)]; 0 where no pixel is labelled.
     """
     labeled = labels != ignore_index
     index = labels.masked_fill(~labeled, 0).unsqueeze(1)
     own_probs = logits.softmax(dim=1).gather(1, index).squeeze(1)
     counted = labeled.sum() if num_pixels is None else num_pixels
-    return -math.log(floor) * ((1 - own_probs) * labeled).sum() / counted.clamp_min(1)
+    weights = labeled if pixel_weights is None else labeled * pixel_weights
+    return -math.log(floor) * ((1 - own_probs) * weights).sum() / counted.clamp_min(1)
 
 
 def symmetric_cross_entropy(
@@ -60,6 +63,7 @@ def symmetric_cross_entropy(
     ignore_index: int,
     reverse_weight: float,
     num_pixels: Tensor | None = None,
+    pixel_weights: Tensor | None = None,
 ) -> Tensor:
     """``CE + ξ · RCE`` over the pseudo-labelled pixels: Eq. 3 [P] with U2PL+'s second term [R].
 
@@ -69,13 +73,24 @@ def symmetric_cross_entropy(
         ignore_index: outside 0 … C - 1.
         reverse_weight: ξ >= 0; 0 is plain cross-entropy.
         num_pixels: as in :func:`~u2pl.losses.cross_entropy`.
+        pixel_weights: likewise.
 
     Returns:
         A scalar; 0 where no pixel is labelled.
     """
-    loss = cross_entropy(logits, labels, ignore_index=ignore_index, num_pixels=num_pixels)
+    loss = cross_entropy(
+        logits,
+        labels,
+        ignore_index=ignore_index,
+        num_pixels=num_pixels,
+        pixel_weights=pixel_weights,
+    )
     if reverse_weight == 0:
         return loss
     return loss + reverse_weight * reverse_cross_entropy(
-        logits, labels, ignore_index=ignore_index, num_pixels=num_pixels
+        logits,
+        labels,
+        ignore_index=ignore_index,
+        num_pixels=num_pixels,
+        pixel_weights=pixel_weights,
     )
