@@ -318,9 +318,8 @@ def test_evaluation_masks_stay_at_their_own_size(dataset: Dataset) -> None:
     assert images.shape == (3, 3, 20, 28)
     assert masks is not None
     for mask, sample, size in zip(masks, samples, sizes, strict=True):
-        assert sample.mask is not None
         assert mask.shape == size == (40, 56)
-        assert np.array_equal(mask.numpy(), dataset.read_mask(sample.mask))
+        assert np.array_equal(mask.numpy(), dataset.read_mask(sample))
 
 
 def test_images_without_masks_are_read_too(dataset: Dataset) -> None:

@@ -11,7 +11,14 @@ import yaml
 from PIL import Image
 
 from factories import write_dataset
-from u2pl.data.sources import default_colors, load_dataset, split_hash, write_lists
+from u2pl.data.sources import (
+    MaskEncoding,
+    Sample,
+    default_colors,
+    load_dataset,
+    split_hash,
+    write_lists,
+)
 from u2pl.errors import UserError
 
 
@@ -49,7 +56,7 @@ def test_plain_folders_are_paired(path: Path) -> None:
     assert dataset.test == ()
     assert dataset.colors == default_colors(3)
     assert load_dataset(path.parent) == dataset
-    assert dataset.read_mask(dataset.val[0].mask or Path()).shape == (40, 56)
+    assert dataset.read_mask(dataset.val[0]).shape == (40, 56)
 
 
 def test_no_image_is_opened(tmp_path: Path) -> None:
@@ -155,6 +162,127 @@ def test_written_lists_read_back_in_order(path: Path) -> None:
     assert not (path.parent / "test.txt").exists()
     _edit(path, val={"images": "val/images", "masks": "val/masks", "list": "val.txt"})
     assert load_dataset(path).val == dataset.val
+
+
+def _section(path: Path, **changes: Any) -> dict[str, Any]:
+    """Return the labelled section with keys added."""
+    section: dict[str, Any] = yaml.safe_load(path.read_text())["labeled"]
+    return section | changes
+
+
+def test_id_map_belongs_to_its_section_alone(path: Path) -> None:
+    _edit(path, labeled=_section(path, id_map={1: "tree", 0: 1}))
+    dataset = load_dataset(path)
+    sample, val = dataset.labeled[0], dataset.val[0]
+    assert sample.mask_encoding == MaskEncoding("index", ((0, 1), (1, 2)))
+    assert val.mask_encoding == MaskEncoding()
+    ids = np.asarray(Image.open(sample.mask or ""))
+    expected = np.select([ids == 0, ids == 1], [1, 2], 255)
+    assert np.array_equal(dataset.read_mask(sample), expected)
+    assert np.array_equal(dataset.read_mask(val), np.asarray(Image.open(val.mask or "")))
+
+
+def test_a_section_may_have_its_own_mask_format(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path, mask_format="rgb")
+    before = load_dataset(path)
+    ids = before.read_mask(before.labeled[0])
+    for sample in before.labeled:
+        assert sample.mask is not None
+        Image.fromarray(before.read_mask(sample).astype(np.uint8)).save(sample.mask)
+    dataset = load_dataset(_edit(path, labeled=_section(path, mask_format="index")))
+    assert np.array_equal(dataset.read_mask(dataset.labeled[0]), ids)
+    assert np.array_equal(dataset.read_mask(dataset.val[0]), before.read_mask(before.val[0]))
+    _edit(path, labeled=_section(path, mask_format="index", id_map={2: "ground"}))
+    assert set(np.unique(load_dataset(path).read_mask(dataset.labeled[1]))) <= {0, 1, 2}
+
+
+def test_a_sample_says_by_itself_how_its_mask_is_read(tmp_path: Path) -> None:
+    dataset = load_dataset(write_dataset(tmp_path, num_classes=2, mask_format="binary"))
+    Image.fromarray(np.array([[0, 1, 255]], np.uint8)).save(tmp_path / "seed.png")
+    seed = Sample("seed", tmp_path / "seed.png", mask=tmp_path / "seed.png")
+    assert dataset.read_mask(seed).tolist() == [[0, 1, 255]]
+    assert set(np.unique(dataset.read_mask(dataset.labeled[0]))) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"id_map": {1: "tre"}}, "to the unknown class 'tre'; .* Did you mean 'tree'?"),
+        ({"id_map": {1: 3}}, "gives 1 to the unknown class 3; name one of 'classes' or its id, 0"),
+        ({"id_map": {1: True}}, "the unknown class True"),
+        ({"id_map": {1: ["tree"]}}, r"the unknown class \['tree'\]"),
+        ({"id_map": {65536: "tree"}}, "must have ids from 0 to 65535, got 65536"),
+        ({"id_map": {-1: "tree"}}, "must have ids from 0 to 65535, got -1"),
+        ({"id_map": {"1": "tree"}}, "must have ids from 0 to 65535, got '1'"),
+        ({"id_map": {}}, "must name classes as {id: class}, got {}"),
+        ({"id_map": "map.json"}, "must name classes as {id: class}, got 'map.json'"),
+        ({"mask_format": "grey"}, "expected mask_format of 'labeled' to be one of index, rgb"),
+        ({"mask_format": "rgb"}, "rgb needs a color for each class"),
+        ({"mask_format": "binary"}, "binary needs exactly two classes"),
+    ],
+)
+def test_faulty_encoding_of_a_section_is_refused(
+    path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        load_dataset(_edit(path, labeled=_section(path, **changes)))
+    assert "\n" not in str(error.value)
+
+
+def test_id_map_goes_with_index_masks_alone(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path, num_classes=2, mask_format="binary")
+    _edit(path, labeled=_section(path, id_map={255: 1}))
+    with pytest.raises(UserError, match="needs index masks, but mask_format is binary"):
+        load_dataset(path)
+
+
+@pytest.mark.parametrize("changes", [{"id_map": {1: "tree"}}, {"mask_format": "index"}])
+def test_unlabeled_has_no_mask_to_describe(path: Path, changes: dict[str, Any]) -> None:
+    key = next(iter(changes))
+    with pytest.raises(UserError, match=f"'unlabeled' has no masks to read; take its {key} out"):
+        load_dataset(_edit(path, unlabeled={"images": "unlabeled"} | changes))
+
+
+@pytest.mark.parametrize("kind", ["folder", "glob", "files", "list"])
+def test_sections_may_lie_in_other_data_sets(tmp_path: Path, kind: str) -> None:
+    source = write_dataset(tmp_path / "source", num_unlabeled=0, num_val=0).parent
+    target = write_dataset(tmp_path / "target", num_labeled=4, seed=1).parent
+    (tmp_path / "here").mkdir()
+    lists = [str(source / "images" / f"labeled_{i}.png") for i in range(4)]
+    (tmp_path / "here" / "source.txt").write_text("\n".join(lists))
+    labeled: dict[str, Any] = {
+        "folder": {"images": "../source/images", "masks": str(source / "masks")},
+        "glob": {"images": f"{source}/images/*.png", "masks": "../source/masks/*.png"},
+        "files": {
+            "images": lists,
+            "masks": [f"../source/masks/labeled_{i}.png" for i in range(4)],
+        },
+        "list": {"images": "../source/images", "masks": "../source/masks", "list": "source.txt"},
+    }[kind]
+    tree = {
+        "classes": ["ground", "wall", "tree"],
+        "labeled": labeled,
+        "unlabeled": {"images": str(target / "images")},
+        "val": {"images": "../target/val/images", "masks": "../target/val/masks"},
+    }
+    path = tmp_path / "here" / "dataset.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    dataset = load_dataset(path)
+    assert _names(dataset.labeled) == _names(dataset.unlabeled)  # of different images
+    assert dataset.labeled[0].image == source.resolve() / "images" / "labeled_0.png"
+    assert dataset.unlabeled[0].image == target.resolve() / "images" / "labeled_0.png"
+    assert dataset.read_mask(dataset.labeled[3]).shape == (40, 56)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_leaks_are_found_through_linked_folders(path: Path) -> None:
+    (path.parent / "linked").symlink_to(path.parent / "val" / "images")
+    _edit(path, unlabeled={"images": ["linked/val_0.png"]})
+    with pytest.raises(UserError, match="1 images stand in 'unlabeled' and also in 'val'"):
+        load_dataset(path)
+    (path.parent / "val.txt").write_text("linked/val_1.png\n")
+    val = {"images": "val/images", "masks": "val/masks", "list": "val.txt"}
+    assert _names(load_dataset(_edit(path, val=val)).val) == ["val_1"]
 
 
 def test_split_hash_follows_names_and_order(path: Path) -> None:

@@ -158,8 +158,7 @@ class UnlabeledStream(_Stream):
 def _read_pair(
     sample: Sample, dataset: Dataset
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    assert sample.mask is not None, "load_dataset gives each labelled sample a mask"
-    image, mask = read_image(sample.image), dataset.read_mask(sample.mask)
+    image, mask = read_image(sample.image), dataset.read_mask(sample)
     height, width = image.shape[:2]
     if mask.shape != (height, width):
         raise size_error(sample.image, (height, width), (mask.shape[0], mask.shape[1]))

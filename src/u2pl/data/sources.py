@@ -4,7 +4,8 @@
 
     classes: [sky, road, car]     # in the order of ids; or {name: sky, color: [70, 130, 180]} each
     ignore_index: 255             # of unknown pixels
-    mask_format: index            # or rgb (needs colors; ignore_color may be set), or binary
+    mask_format: index            # or rgb (needs colors; ignore_color may be set), or binary;
+                                  # a section may have its own, or an id_map {7: road, 26: car}
     root: .                       # from the folder of this file
     labeled: {images: images, masks: masks, list: labeled.txt}
     unlabeled: {images: unlabeled}
@@ -27,7 +28,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, get_args
 
@@ -54,20 +55,39 @@ _MAX_ID = 65535  # of a 16-bit PNG
 
 
 @dataclass(frozen=True)
+class MaskEncoding:
+    """How a mask file spells class ids; a section's samples share one.
+
+    The default is what :func:`u2pl.data.images.write_mask` writes.
+
+    Attributes:
+        format: see :func:`u2pl.data.images.read_mask`.
+        id_map: pairs of an id in the file, 0 to 65535, and the class id that it stands for; ids
+            that are not there are ignored. None: the ids in the file are class ids.
+    """
+
+    format: MaskFormat = "index"
+    id_map: tuple[tuple[int, int], ...] | None = None
+
+
+@dataclass(frozen=True)
 class Sample:
     """One image of a section.
 
     Attributes:
-        name: path inside the images folder without suffix, with forward slashes.
+        name: path inside the images folder without suffix, with forward slashes. Names of
+            different sections may be equal.
         image: the file.
         mask: its mask file; None in the unlabelled section.
         tags: sorted ids of the classes that the image may hold; None where nothing is said.
+        mask_encoding: how ``mask`` is read.
     """
 
     name: str
     image: Path
     mask: Path | None = None
     tags: tuple[int, ...] | None = None
+    mask_encoding: MaskEncoding = MaskEncoding()
 
 
 @dataclass(frozen=True)
@@ -79,7 +99,6 @@ class Dataset:
         classes: names in the order of their ids.
         colors: one RGB colour a class, 0 to 255; PASCAL VOC's palette where none are given.
         ignore_index: the id of unknown pixels in labels.
-        mask_format: how mask files spell class ids, see :func:`u2pl.data.images.read_mask`.
         ignore_color: the colour of unknown pixels in RGB masks.
         labeled, unlabeled, val, test: the samples, in the order of their list or of their names.
         tags: the CSV file of image tags.
@@ -89,7 +108,6 @@ class Dataset:
     classes: tuple[str, ...]
     colors: tuple[Color, ...]
     ignore_index: int = 255
-    mask_format: MaskFormat = "index"
     ignore_color: Color | None = None
     labeled: tuple[Sample, ...] = ()
     unlabeled: tuple[Sample, ...] = ()
@@ -107,19 +125,22 @@ class Dataset:
         """The four sections by name; absent ones are empty."""
         return {name: getattr(self, name) for name in SECTIONS}
 
-    def read_mask(self, path: Path) -> npt.NDArray[np.int64]:
-        """Return a mask file of this data set as class ids [H, W] int64.
+    def read_mask(self, sample: Sample) -> npt.NDArray[np.int64]:
+        """Return the mask of a sample that has one as class ids [H, W] int64.
 
         Raises:
             UserError: see :func:`u2pl.data.images.read_mask`.
         """
+        assert sample.mask is not None, "only samples of the unlabelled section have no mask"
+        encoding = sample.mask_encoding
         return read_mask(
-            path,
+            sample.mask,
             num_classes=self.num_classes,
-            mask_format=self.mask_format,
+            mask_format=encoding.format,
             colors=self.colors,
             ignore_index=self.ignore_index,
             ignore_color=self.ignore_color,
+            id_map=None if encoding.id_map is None else dict(encoding.id_map),
         )
 
 
@@ -143,9 +164,16 @@ def load_dataset(path: Path | str, *, require: Sequence[str] = ("labeled", "val"
             raise UserError(f"{path}: unknown key '{key}'.{nearest_name(str(key), _KEYS)}")
     classes, given_colors = _parse_classes(path, tree.get("classes"))
     ignore_index = _parse_ignore_index(path, tree.get("ignore_index", 255), len(classes))
-    mask_format, ignore_color = _parse_mask_format(path, tree, classes, given_colors)
+    ignore_color = tree.get("ignore_color")
+    if ignore_color is not None:
+        ignore_color = _parse_color(path, ignore_color)
+    encodings = _Encodings(path, classes, given_colors, ignore_color)
+    mask_format = encodings.parse_format(tree.get("mask_format", "index"))
     finder = _Finder(path, _parse_root(path, tree.get("root")))
-    sections = {name: _find_section(finder, name, tree.get(name)) for name in SECTIONS}
+    sections = {
+        name: _find_section(finder, name, tree.get(name), encodings, mask_format)
+        for name in SECTIONS
+    }
     for name in require:
         if not sections[name]:
             raise UserError(
@@ -162,7 +190,6 @@ def load_dataset(path: Path | str, *, require: Sequence[str] = ("labeled", "val"
         classes=classes,
         colors=given_colors or default_colors(len(classes)),
         ignore_index=ignore_index,
-        mask_format=mask_format,
         ignore_color=ignore_color,
         tags=tags,
         **{name: tuple(samples) for name, samples in sections.items()},
@@ -266,31 +293,70 @@ def _parse_ignore_index(path: Path, value: Any, num_classes: int) -> int:
     return value
 
 
-def _parse_mask_format(
-    path: Path, tree: dict[Any, Any], classes: Sequence[str], colors: Sequence[Color]
-) -> tuple[MaskFormat, Color | None]:
-    value = tree.get("mask_format", "index")
-    formats: tuple[MaskFormat, ...] = get_args(MaskFormat)
-    if value not in formats:
-        raise UserError(
-            f"{path}: expected mask_format to be one of {', '.join(formats)}, got {value!r}."
-        )
-    if value == "binary" and len(classes) != 2:
-        raise UserError(
-            f"{path}: mask_format binary needs exactly two classes, got {len(classes)}."
-        )
-    if value == "rgb" and not colors:
-        raise UserError(
-            f"{path}: mask_format rgb needs a color for each class; "
-            "write classes as {name: ..., color: [r, g, b]}."
-        )
-    ignore_color = tree.get("ignore_color")
-    if ignore_color is not None:
-        ignore_color = _parse_color(path, ignore_color)
-    used = [*colors, ignore_color] if ignore_color is not None else [*colors]
-    if value == "rgb" and len(set(used)) < len(used):
-        raise UserError(f"{path}: two classes (or a class and ignore) share a color.")
-    return value, ignore_color
+@dataclass(frozen=True)
+class _Encodings:
+    """Checks what one dataset.yaml says of its mask files against its classes."""
+
+    yaml_path: Path
+    classes: tuple[str, ...]
+    colors: tuple[Color, ...]
+    ignore_color: Color | None
+
+    def parse(self, section: str, spec: dict[Any, Any], default: MaskFormat) -> MaskEncoding:
+        """Return how the masks of a section are read."""
+        mask_format = self.parse_format(spec.get("mask_format", default), f" of '{section}'")
+        if spec.get("id_map") is None:
+            return MaskEncoding(mask_format)
+        if mask_format != "index":
+            raise UserError(
+                f"{self.yaml_path}: the id_map of '{section}' needs index masks, but mask_format "
+                f"is {mask_format}; give '{section}' mask_format: index, or no id_map."
+            )
+        return MaskEncoding(mask_format, self._parse_id_map(section, spec["id_map"]))
+
+    def parse_format(self, value: Any, where: str = "") -> MaskFormat:
+        """Return a mask_format that goes with the classes."""
+        formats: tuple[MaskFormat, ...] = get_args(MaskFormat)
+        if value not in formats:
+            raise UserError(
+                f"{self.yaml_path}: expected mask_format{where} to be one of "
+                f"{', '.join(formats)}, got {value!r}."
+            )
+        if value == "binary" and len(self.classes) != 2:
+            raise UserError(
+                f"{self.yaml_path}: mask_format binary needs exactly two classes, "
+                f"got {len(self.classes)}."
+            )
+        if value == "rgb" and not self.colors:
+            raise UserError(
+                f"{self.yaml_path}: mask_format rgb needs a color for each class; "
+                "write classes as {name: ..., color: [r, g, b]}."
+            )
+        used = [*self.colors, self.ignore_color] if self.ignore_color else [*self.colors]
+        if value == "rgb" and len(set(used)) < len(used):
+            raise UserError(f"{self.yaml_path}: two classes (or a class and ignore) share a color.")
+        checked: MaskFormat = value
+        return checked
+
+    def _parse_id_map(self, section: str, value: Any) -> tuple[tuple[int, int], ...]:
+        where = f"{self.yaml_path}: the id_map of '{section}'"
+        if not isinstance(value, dict) or not value:
+            raise UserError(f"{where} must name classes as {{id: class}}, got {value!r}.")
+        pairs = []
+        for file_id, target in value.items():
+            if type(file_id) is not int or not 0 <= file_id <= _MAX_ID:
+                raise UserError(f"{where} must have ids from 0 to {_MAX_ID}, got {file_id!r}.")
+            if type(target) is int and 0 <= target < len(self.classes):
+                pairs.append((file_id, target))
+            elif target in self.classes:
+                pairs.append((file_id, self.classes.index(target)))
+            else:
+                raise UserError(
+                    f"{where} gives {file_id} to the unknown class {target!r}; name one of "
+                    f"'classes' or its id, 0 to {len(self.classes) - 1}."
+                    f"{nearest_name(str(target), self.classes)}"
+                )
+        return tuple(sorted(pairs))
 
 
 def _parse_root(path: Path, value: Any) -> Path:
@@ -317,6 +383,7 @@ class _Finder:
     yaml_path: Path
     root: Path
     _listed: dict[str, list[str]] = field(default_factory=dict)
+    _resolved: dict[str, str] = field(default_factory=dict)
 
     def find(self, spec: Any, *, where: str, suffixes: Iterable[str]) -> list[_Entry]:
         """Return the files that ``spec`` names, in the order of their names (or of a list)."""
@@ -348,6 +415,13 @@ class _Finder:
                 entries.append(_Entry(name, key, Path(base, item)))
         return entries
 
+    def resolve(self, item: str) -> str:
+        """Return the path of a file with its folder's links followed, so that equal is equal."""
+        folder, name = os.path.split(os.path.normpath(self.root / item))
+        if folder not in self._resolved:
+            self._resolved[folder] = os.path.realpath(folder)
+        return os.path.join(self._resolved[folder], name)
+
     def _list_folder(self, folder: str) -> list[str]:
         """Return the relative paths of all files below ``folder``, sorted; hidden ones left out."""
         if folder not in self._listed:
@@ -375,7 +449,7 @@ class _Finder:
 
     def _list_given(self, items: list[str], where: str) -> tuple[str, list[str]]:
         """Return the folder that all files of a list share, and the files below it."""
-        paths = [os.path.normpath(self.root / item) for item in items]
+        paths = [self.resolve(item) for item in items]
         missing = [path for path in paths if not os.path.isfile(path)]
         if missing:
             raise UserError(
@@ -386,14 +460,16 @@ class _Finder:
         return base, [Path(os.path.relpath(path, base)).as_posix() for path in paths]
 
 
-def _find_section(finder: _Finder, section: str, spec: Any) -> list[Sample]:
+def _find_section(
+    finder: _Finder, section: str, spec: Any, encodings: _Encodings, default: MaskFormat
+) -> list[Sample]:
     """Return the samples of one section; none where the yaml has no such section."""
     if spec is None:
         return []
     yaml_path = finder.yaml_path
     if not isinstance(spec, dict) or "images" not in spec:
         raise UserError(f"{yaml_path}: expected '{section}' to have 'images', got {spec!r}.")
-    keys = ("images", "masks", "list")
+    keys = ("images", "masks", "list", "mask_format", "id_map")
     for key in spec:
         if key not in keys:
             raise UserError(
@@ -410,10 +486,16 @@ def _find_section(finder: _Finder, section: str, spec: Any) -> list[Sample]:
     if spec.get("list") is not None:
         images = _select(finder, section, images, finder.root / str(spec["list"]))
     if section == "unlabeled":
+        for key in ("mask_format", "id_map"):
+            if key in spec:
+                raise UserError(
+                    f"{yaml_path}: 'unlabeled' has no masks to read; take its {key} out."
+                )
         return [Sample(entry.name, entry.path) for entry in images]
     if spec.get("masks") is None:
         raise UserError(f"{yaml_path}: the section '{section}' needs 'masks', a folder of masks.")
-    return _pair(finder, section, images, spec["masks"])
+    encoding = encodings.parse(section, spec, default)
+    return _pair(finder, section, images, spec["masks"], encoding)
 
 
 def _select(finder: _Finder, section: str, images: list[_Entry], path: Path) -> list[_Entry]:
@@ -436,7 +518,7 @@ def _select(finder: _Finder, section: str, images: list[_Entry], path: Path) -> 
         plain, suffix = os.path.splitext(item)
         name = plain if suffix.lower() in IMAGE_SUFFIXES else item
         entry = by_name.get(item) or by_name.get(name) or by_stem.get(name)
-        entry = entry or by_path.get(Path(os.path.normpath(finder.root / item)))
+        entry = entry or by_path.get(Path(finder.resolve(item)))
         if entry is None:
             missing.append(item)
         elif entry.name in chosen:
@@ -451,7 +533,9 @@ def _select(finder: _Finder, section: str, images: list[_Entry], path: Path) -> 
     return list(chosen.values())
 
 
-def _pair(finder: _Finder, section: str, images: list[_Entry], spec: Any) -> list[Sample]:
+def _pair(
+    finder: _Finder, section: str, images: list[_Entry], spec: Any, encoding: MaskEncoding
+) -> list[Sample]:
     """Return a sample for each image, with its mask."""
     is_folder = isinstance(spec, str) and (finder.root / spec).is_dir()
     suffixes = [".png"] if is_folder else IMAGE_SUFFIXES
@@ -468,7 +552,7 @@ def _pair(finder: _Finder, section: str, images: list[_Entry], spec: Any) -> lis
             mask = mask_stems[stem].path
         if mask is None:
             missing.append(entry.name)
-        samples.append(Sample(entry.name, entry.path, mask))
+        samples.append(Sample(entry.name, entry.path, mask, mask_encoding=encoding))
     if missing:
         raise UserError(
             f"{finder.yaml_path}: {len(missing)} of {len(images)} images in '{section}' have no "
@@ -512,7 +596,7 @@ def _with_tags(samples: list[Sample], path: Path, classes: Sequence[str]) -> lis
         tags = rows.get(sample.name)
         if tags is None and stems[stem] == 1:
             tags = rows.get(stem)
-        tagged.append(Sample(sample.name, sample.image, sample.mask, tags))
+        tagged.append(replace(sample, tags=tags))
     if samples and all(sample.tags is None for sample in tagged):
         raise UserError(
             f"{path}: no row names an image of 'unlabeled'; the first column must hold names such "
