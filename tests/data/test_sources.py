@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from factories import write_dataset
+from factories import CLASS_COLORS, write_dataset
 from u2pl.data.sources import (
     MaskEncoding,
     Sample,
@@ -164,6 +164,68 @@ def test_written_lists_read_back_in_order(path: Path) -> None:
     assert load_dataset(path).val == dataset.val
 
 
+def _write_voc(path: Path, *names: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    objects = "".join(
+        f"<object><name> {name} </name><part><name>head</name></part></object>" for name in names
+    )
+    path.write_text(f"<annotation><filename>x.jpg</filename>{objects}</annotation>")
+
+
+def test_classes_that_are_always_there_join_every_tagged_image(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path, tags=True)
+    text = "image,classes\nunlabeled_0,tree\nunlabeled_1,\nunlabeled_2,ground\n"
+    (tmp_path / "tags.csv").write_text(text)
+    _edit(path, tags={"file": "tags.csv", "always": ["ground"]})
+    tags = [sample.tags for sample in load_dataset(path).unlabeled]
+    assert tags == [(0, 2), (0,), (0,), None, None, None]
+
+
+def test_voc_annotations_name_the_classes_of_their_image(path: Path) -> None:
+    folder = path.parent / "Annotations"
+    _write_voc(folder / "unlabeled_0.xml", "tree", "tree", "bird")
+    _write_voc(folder / "unlabeled_2.xml", "wall", "tree")
+    (folder / "other.xml").write_text("not read, for no unlabelled image has its name")
+    _edit(path, tags={"voc_xml": "Annotations", "skip": ["bird"]})
+    tags = [sample.tags for sample in load_dataset(path).unlabeled]
+    assert tags == [(2,), None, (1, 2), None, None, None]
+
+
+def test_voc_annotation_of_no_object_holds_what_is_always_there(path: Path) -> None:
+    _write_voc(path.parent / "Annotations" / "unlabeled_0.xml")
+    _write_voc(path.parent / "Annotations" / "unlabeled_1.xml", "wall")
+    _edit(path, tags={"voc_xml": "Annotations", "always": ["ground"]})
+    assert [sample.tags for sample in load_dataset(path).unlabeled][:3] == [(0,), (0, 1), None]
+    with pytest.raises(UserError, match=r"unlabeled_0\.xml: no object names a class"):
+        load_dataset(_edit(path, tags={"voc_xml": "Annotations"}))
+
+
+def test_tags_of_masks_are_the_classes_that_they_hold(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path, mask_format="rgb")
+    (tmp_path / "hidden").mkdir()
+    ignore, ground, tree = (1, 2, 3), CLASS_COLORS[0], CLASS_COLORS[2]
+    for name, colors in {
+        "unlabeled_0": [ground, tree],
+        "unlabeled_1": [ignore, ignore],
+        "unlabeled_2": [tree, ignore],
+        "other": [(9, 9, 9), (9, 9, 9)],
+    }.items():
+        Image.fromarray(np.array([colors], np.uint8)).save(tmp_path / "hidden" / f"{name}.png")
+    _edit(path, tags={"masks": "hidden"}, ignore_color=[*ignore])
+    tags = [sample.tags for sample in load_dataset(path).unlabeled]
+    assert tags == [(0, 2), None, (2,), None, None, None]
+    assert all(sample.mask is None for sample in load_dataset(path).unlabeled)
+    for name in ("unlabeled_0", "unlabeled_1", "unlabeled_2"):  # what is remembered is not read
+        file = tmp_path / "hidden" / f"{name}.png"
+        found = file.stat()
+        file.write_bytes(b"x" * found.st_size)
+        os.utime(file, ns=(found.st_atime_ns, found.st_mtime_ns))
+    assert [sample.tags for sample in load_dataset(path).unlabeled] == tags
+    (tmp_path / "hidden" / "unlabeled_1.png").write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"unlabeled_0\.png: the file is not an image"):
+        load_dataset(path)
+
+
 def _section(path: Path, **changes: Any) -> dict[str, Any]:
     """Return the labelled section with keys added."""
     section: dict[str, Any] = yaml.safe_load(path.read_text())["labeled"]
@@ -313,7 +375,10 @@ def test_tags_come_with_unlabeled_images_only(tmp_path: Path) -> None:
         ("image,classes\nunlabeled_0,\n", "leave out images whose classes are not known"),
         ("image,classes\nunlabeled_0\n", "leave out images whose classes are not known"),
         ("name,tags\n", "expected the header 'image,classes'"),
-        ("image,classes\nother,tree\n", "no row names an image of 'unlabeled'"),
+        ("image,classes\nother,tree\n", "the tags name no image of 'unlabeled'"),
+        ("image,classes\n", "the tags name no image of 'unlabeled'; .* 'unlabeled_0'"),
+        ("", "expected the header 'image,classes'"),
+        ("image,classes\nunlabeled_0,tree,wall\n", "expected 'image,class;class'"),
     ],
 )
 def test_faulty_tags_are_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -350,6 +415,16 @@ def test_faulty_tags_are_refused(tmp_path: Path, text: str, message: str) -> Non
         ({"unlabeled": {"images": "images", "list": "no.txt"}}, "list .*no.txt of 'unlabeled'"),
         ({"unlabeled": {"images": "val/images"}}, "3 images stand in 'unlabeled' and .*'val'"),
         ({"tags": "no.csv"}, "no.csv do not exist"),
+        ({"tags": ["a.csv"]}, "expected tags to be a CSV file, or to have one of file, voc_xml, m"),
+        ({"tags": {"file": "a.csv", "masks": "masks"}}, "to have one of file, voc_xml, masks, got"),
+        ({"tags": {"voc_xlm": "x"}}, "to have one of file, voc_xml, masks, got"),
+        ({"tags": {"masks": "masks", "alway": []}}, "unknown key 'alway' in 'tags'.*'always'"),
+        ({"tags": {"masks": "masks", "skip": []}}, "only voc_xml takes 'skip' in 'tags'"),
+        ({"tags": {"masks": "masks", "always": "a"}}, "expected 'tags: always' to be a list of n"),
+        ({"tags": {"masks": "masks", "always": ["tre"]}}, "unknown class 'tre' in 'tags: always'"),
+        ({"tags": {"voc_xml": "no"}}, "the folder .*no of 'tags: voc_xml' does not exist"),
+        ({"tags": {"voc_xml": "masks"}}, "the tags name no image of 'unlabeled'"),
+        ({"tags": {"masks": "masks"}}, "the tags name no image of 'unlabeled'"),
     ],
 )
 def test_faulty_yaml_is_refused(path: Path, changes: dict[str, Any], message: str) -> None:

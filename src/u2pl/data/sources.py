@@ -11,7 +11,8 @@
     unlabeled: {images: unlabeled}
     val: {images: val/images, masks: val/masks}
     test: {images: test/images, masks: test/masks}
-    tags: tags.csv                # image,classes: which classes an unlabelled image may hold
+    tags: tags.csv                # image,classes: which classes an unlabelled image may hold;
+                                  # or {voc_xml: FOLDER}, or {masks: FOLDER}
 
 ``images`` and ``masks`` are a folder, a glob or a list of files. In a folder a mask has the
 relative path of its image with the suffix .png; in globs what the last part's wildcards match is
@@ -21,22 +22,23 @@ name, a stem or a path a line, which selects and orders.
 
 from __future__ import annotations
 
-import csv
 import glob
 import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
 import yaml
 
+from u2pl.data.class_counts import class_pixels
 from u2pl.data.images import Color, MaskFormat, read_mask
+from u2pl.data.tags import class_ids, read_csv_tags, read_voc_tags
 from u2pl.errors import UserError, nearest_name
 
 SECTIONS = ("labeled", "unlabeled", "val", "test")
@@ -51,7 +53,10 @@ _KEYS = (
     "root",
     "tags",
 )
+_TAG_KINDS = ("file", "voc_xml", "masks")
 _MAX_ID = 65535  # of a 16-bit PNG
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,6 @@ class Dataset:
         ignore_index: the id of unknown pixels in labels.
         ignore_color: the colour of unknown pixels in RGB masks.
         labeled, unlabeled, val, test: the samples, in the order of their list or of their names.
-        tags: the CSV file of image tags.
     """
 
     path: Path
@@ -113,7 +117,6 @@ class Dataset:
     unlabeled: tuple[Sample, ...] = ()
     val: tuple[Sample, ...] = ()
     test: tuple[Sample, ...] = ()
-    tags: Path | None = None
 
     @property
     def num_classes(self) -> int:
@@ -146,6 +149,9 @@ class Dataset:
 
 def load_dataset(path: Path | str, *, require: Sequence[str] = ("labeled", "val")) -> Dataset:
     """Read a dataset.yaml and find its files; each folder is listed once, no image is opened.
+
+    Only ``tags: {masks: ...}`` opens masks: those of the unlabelled images, once, as
+    :func:`u2pl.data.class_counts.class_pixels` remembers what they hold.
 
     Args:
         path: the file, or the folder that holds a ``dataset.yaml``.
@@ -181,19 +187,17 @@ def load_dataset(path: Path | str, *, require: Sequence[str] = ("labeled", "val"
                 "give it a folder of images, or mend its list."
             )
     _refuse_leaks(path, sections)
-    tags = None
-    if tree.get("tags") is not None:
-        tags = finder.root / str(tree["tags"])
-        sections["unlabeled"] = _with_tags(sections["unlabeled"], tags, classes)
-    return Dataset(
+    dataset = Dataset(
         path=path,
         classes=classes,
         colors=given_colors or default_colors(len(classes)),
         ignore_index=ignore_index,
         ignore_color=ignore_color,
-        tags=tags,
         **{name: tuple(samples) for name, samples in sections.items()},
     )
+    if tree.get("tags") is None:
+        return dataset
+    return replace(dataset, unlabeled=_with_tags(finder, dataset, tree["tags"], mask_format))
 
 
 def default_colors(num_classes: int) -> tuple[Color, ...]:
@@ -387,7 +391,7 @@ class _Finder:
 
     def find(self, spec: Any, *, where: str, suffixes: Iterable[str]) -> list[_Entry]:
         """Return the files that ``spec`` names, in the order of their names (or of a list)."""
-        if isinstance(spec, str) and (self.root / spec).is_dir():
+        if self.is_folder(spec):
             base = os.path.realpath(self.root / spec)
             relative, head, tail = self._list_folder(base), "", ""
         elif isinstance(spec, str) and re.search(r"[*?\[]", spec):
@@ -414,6 +418,15 @@ class _Finder:
                 key = f"{folder}/{stem}" if folder else stem
                 entries.append(_Entry(name, key, Path(base, item)))
         return entries
+
+    def find_masks(self, spec: Any, *, where: str) -> list[_Entry]:
+        """Return mask files; of a folder, which may hold the images too, the .png alone."""
+        suffixes = (".png",) if self.is_folder(spec) else IMAGE_SUFFIXES
+        return self.find(spec, where=where, suffixes=suffixes)
+
+    def is_folder(self, spec: Any) -> bool:
+        """Return whether ``spec`` names a folder."""
+        return isinstance(spec, str) and (self.root / spec).is_dir()
 
     def resolve(self, item: str) -> str:
         """Return the path of a file with its folder's links followed, so that equal is equal."""
@@ -537,9 +550,8 @@ def _pair(
     finder: _Finder, section: str, images: list[_Entry], spec: Any, encoding: MaskEncoding
 ) -> list[Sample]:
     """Return a sample for each image, with its mask."""
-    is_folder = isinstance(spec, str) and (finder.root / spec).is_dir()
-    suffixes = [".png"] if is_folder else IMAGE_SUFFIXES
-    masks = finder.find(spec, where=f"'{section}: masks'", suffixes=suffixes)
+    is_folder = finder.is_folder(spec)
+    masks = finder.find_masks(spec, where=f"'{section}: masks'")
     by_key = {entry.key: entry.path for entry in masks}
     # Files of a glob or a list may lie anywhere, so there the bare stem will do if it is unique.
     mask_stems = {} if is_folder else _unique_stems(masks)
@@ -586,55 +598,98 @@ def _refuse_leaks(path: Path, sections: dict[str, list[Sample]]) -> None:
                 )
 
 
-def _with_tags(samples: list[Sample], path: Path, classes: Sequence[str]) -> list[Sample]:
-    """Return the samples with the tags of the CSV; images without a row keep None."""
-    rows = _read_tags(path, classes)
+def _with_tags(
+    finder: _Finder, dataset: Dataset, spec: Any, mask_format: MaskFormat
+) -> tuple[Sample, ...]:
+    """Return the unlabelled samples with their tags; None for an image of which nothing is said."""
+    path, classes, samples = dataset.path, dataset.classes, dataset.unlabeled
+    spec = {"file": spec} if isinstance(spec, str) else spec
+    kinds = [kind for kind in _TAG_KINDS if isinstance(spec, dict) and kind in spec]
+    if len(kinds) != 1:
+        raise UserError(
+            f"{path}: expected tags to be a CSV file, or to have one of "
+            f"{', '.join(_TAG_KINDS)}, got {spec!r}."
+        )
+    kind, keys = kinds[0], (*_TAG_KINDS, "always", "skip")
+    for key in spec:
+        if key not in keys or (key == "skip" and kind != "voc_xml"):
+            what = "only voc_xml takes" if key in keys else "unknown key"
+            raise UserError(f"{path}: {what} '{key}' in 'tags'.{nearest_name(str(key), keys)}")
+    always = class_ids(
+        _parse_names(path, spec, "always"), classes, path=path, context=" in 'tags: always'"
+    )
+    if kind == "file":
+        rows = read_csv_tags(
+            finder.root / str(spec["file"]),
+            classes,
+            suffixes=IMAGE_SUFFIXES,
+            may_be_empty=bool(always),
+        )
+        found = _by_name(samples, rows)
+    else:
+        files = _find_tag_files(finder, kind, spec[kind], samples)
+        if kind == "voc_xml":
+            skip = _parse_names(path, spec, "skip")
+            found = [
+                read_voc_tags(file, classes, skip=skip, may_be_empty=bool(always)) if file else None
+                for file in files
+            ]
+        else:
+            found = _read_mask_tags(dataset, files, MaskEncoding(mask_format))
+    if samples and all(tags is None for tags in found):
+        raise UserError(
+            f"{path}: the tags name no image of 'unlabeled'; expected names such as "
+            f"'{samples[0].name}'."
+        )
+    return tuple(
+        sample if tags is None else replace(sample, tags=tuple(sorted(tags | always)))
+        for sample, tags in zip(samples, found, strict=True)
+    )
+
+
+def _parse_names(path: Path, spec: dict[Any, Any], key: str) -> list[str]:
+    """Return a list of names under ``key``; none where it is not there."""
+    names = spec.get(key, [])
+    if not isinstance(names, list):
+        raise UserError(f"{path}: expected 'tags: {key}' to be a list of names, got {names!r}.")
+    return [str(name) for name in names]
+
+
+def _find_tag_files(
+    finder: _Finder, kind: str, spec: Any, samples: Sequence[Sample]
+) -> list[Path | None]:
+    """Return the XML or mask file of each sample; none of them is opened."""
+    where = f"'tags: {kind}'"
+    if kind == "voc_xml":
+        entries = finder.find(spec, where=where, suffixes=(".xml",))
+    else:
+        entries = finder.find_masks(spec, where=where)
+    by_key = {entry.key: entry.path for entry in entries}
+    return _by_name(samples, by_key | {entry.name: entry.path for entry in entries})
+
+
+def _read_mask_tags(
+    dataset: Dataset, files: Sequence[Path | None], encoding: MaskEncoding
+) -> list[frozenset[int] | None]:
+    """Return the classes that each mask holds; None where there is no mask, or all is ignored."""
+    masked = {file: Sample(file.stem, file, file, mask_encoding=encoding) for file in files if file}
+    rows = class_pixels(dataset, list(masked.values()))
+    present = {
+        file: frozenset(np.flatnonzero(row).tolist())
+        for file, row in zip(masked, rows, strict=True)
+    }
+    return [(present[file] or None) if file else None for file in files]
+
+
+def _by_name(samples: Sequence[Sample], table: Mapping[str, T]) -> list[T | None]:
+    """Return what the table has under each sample's name, or under its stem where that is sure."""
     stems = Counter(sample.name.rpartition("/")[2] for sample in samples)
-    tagged = []
+    found = []
     for sample in samples:
         stem = sample.name.rpartition("/")[2]
-        tags = rows.get(sample.name)
-        if tags is None and stems[stem] == 1:
-            tags = rows.get(stem)
-        tagged.append(replace(sample, tags=tags))
-    if samples and all(sample.tags is None for sample in tagged):
-        raise UserError(
-            f"{path}: no row names an image of 'unlabeled'; the first column must hold names such "
-            f"as '{samples[0].name}'."
-        )
-    return tagged
-
-
-def _read_tags(path: Path, classes: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Return the class ids of each row, under the image's name without its suffix."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row]
-    except FileNotFoundError:
-        raise UserError(f"The tags {path} do not exist.") from None
-    except (OSError, UnicodeDecodeError, csv.Error):
-        raise UserError(f"The tags {path} are not a CSV file.") from None
-    if not rows or [cell.strip() for cell in rows[0]] != ["image", "classes"]:
-        raise UserError(f"{path}: expected the header 'image,classes'.")
-    ids = {name: class_id for class_id, name in enumerate(classes)}
-    tags: dict[str, tuple[int, ...]] = {}
-    for row in rows[1:]:
-        image, suffix = os.path.splitext(row[0].strip())
-        image = image if suffix.lower() in IMAGE_SUFFIXES else row[0].strip()
-        names = [name.strip() for name in (row[1] if len(row) == 2 else "").split(";")]
-        names = [name for name in names if name]
-        if not names:
-            raise UserError(
-                f"{path}: expected 'image,class;class' for '{image}', got {row}; "
-                "leave out images whose classes are not known."
-            )
-        for name in names:
-            if name not in ids:
-                raise UserError(
-                    f"{path}: unknown class '{name}' for '{image}'.{nearest_name(name, classes)}"
-                )
-        tags[image] = tuple(sorted({ids[name] for name in names}))
-    return tags
+        by_stem = table.get(stem) if stems[stem] == 1 else None
+        found.append(table.get(sample.name, by_stem))
+    return found
 
 
 def _first_three(names: Sequence[str]) -> str:
