@@ -325,6 +325,8 @@ def data_check(
     console.print(table)
     sections = ", ".join(f"{name} {count}" for name, count in report["sections"].items())
     say(f"Images: {sections}. Ignored pixels: {100 * report['ignore_share']:.1f} %.")
+    for name, share in report["unmapped_share"].items():
+        say(f"The id_map of {name} ignores {100 * share:.1f} % of its pixels.")
     for kind in ("errors", "warnings"):
         for finding in report[kind]:
             say(f"{kind[:-1]}: {finding['file']}: {finding['what']}; {finding['remedy']}")

@@ -55,12 +55,21 @@ class DataSettings(Settings):
     resize: int | None = Field(None, ge=8)
     """Short side in pixels that every image is brought to first, in training, evaluation and
     prediction alike; masks are scored at their own size all the same. None keeps the file's."""
+    resize_labeled: int | None = Field(None, ge=8)
+    """The same for the labelled images alone, where they come in another resolution than the
+    unlabelled, val and test images; None is as ``resize``."""
     crop: tuple[int, int] = (512, 512)
     """Height and width of a training crop in pixels; smaller images are padded with ignore."""
     scale: tuple[float, float] = (0.5, 2.0)
     """Range of the random rescaling [P]."""
     flip: bool = True
     """Mirror left and right in half of the draws."""
+    rare_class_temperature: float | None = Field(None, gt=0)
+    """T of DAFormer's rare-class sampling of the labelled images [0.01 there]; a small one prefers
+    images of rare classes. None draws each image once an epoch."""
+    rare_class_min_pixels: int = Field(3000, ge=1)
+    """An image is drawn for a class if its file holds so many pixels of it, and a crop is
+    accepted with half as many [DAFormer's code]."""
     batch_labeled: int = Field(8, ge=1)
     batch_unlabeled: int = Field(8, ge=1)
     jitter: float = Field(0.5, ge=0)

@@ -40,7 +40,7 @@ def test_counts_are_those_of_the_masks(path: Path) -> None:
     mask[:10], mask[10:15] = 255, 2
     _save(path.parent / "masks" / "labeled_0.png", mask)
     dataset = load_dataset(path)
-    masks = [dataset.read_mask(s.mask) for s in (*dataset.labeled, *dataset.val) if s.mask]
+    masks = [dataset.read_mask(s) for s in (*dataset.labeled, *dataset.val)]
     report = check_dataset(dataset)
     assert report.images == {
         name: sum(c in mask for mask in masks) for c, name in enumerate(dataset.classes)
@@ -54,7 +54,9 @@ def test_counts_are_those_of_the_masks(path: Path) -> None:
 def test_report_is_plain_json(path: Path) -> None:
     (path.parent / "masks" / "labeled_0.png").write_bytes(b"torn")
     tree = json.loads(json.dumps(_check(path).to_json()))
-    assert set(tree) == {"errors", "warnings", "images", "pixels", "sections", "ignore_share"}
+    assert set(tree) == {
+        "errors", "warnings", "images", "pixels", "sections", "ignore_share", "unmapped_share"
+    }  # fmt: skip
     assert set(tree["errors"][0]) == {"file", "what", "remedy"}
     assert tree["errors"][0]["file"].endswith("masks/labeled_0.png")
 
@@ -92,7 +94,7 @@ def test_grey_values_in_a_binary_mask_are_an_error(tmp_path: Path) -> None:
 def test_absent_class_is_a_warning(tmp_path: Path) -> None:
     path = write_dataset(tmp_path, num_val=1)
     dataset = load_dataset(path)
-    present = set(np.unique(dataset.read_mask(tmp_path / "val" / "masks" / "val_0.png")))
+    present = set(np.unique(dataset.read_mask(dataset.val[0])))
     absent = [dataset.classes[c] for c in range(3) if c not in present]
     whats = [warning.what for warning in check_dataset(dataset).warnings]
     assert whats == [f"the class '{name}' has no pixel in val" for name in absent]
@@ -109,6 +111,40 @@ def test_mask_of_ignore_alone_is_a_warning(path: Path) -> None:
     report = _check(path)
     assert report.errors == ()
     assert "every pixel of the mask is ignored" in [w.what for w in report.warnings]
+
+
+def _map_labeled(path: Path, id_map: dict[int, str]) -> None:
+    tree = yaml.safe_load(path.read_text())
+    tree["labeled"]["id_map"] = id_map
+    path.write_text(yaml.safe_dump(tree))
+
+
+def test_mapped_pixels_are_counted_and_the_share_that_the_map_ignores(path: Path) -> None:
+    mask = np.zeros((40, 56), np.uint8)
+    mask[:10], mask[10:20] = 33, 7
+    for i in range(4):
+        _save(path.parent / "masks" / f"labeled_{i}.png", mask)
+    assert _check(path).unmapped_share == {}
+    _map_labeled(path, {33: "wall", 7: "tree"})
+    dataset = load_dataset(path)
+    report = check_dataset(dataset)
+    val = [dataset.read_mask(sample) for sample in dataset.val]
+    assert report.errors == ()
+    assert report.unmapped_share == {"labeled": 0.5}
+    assert report.pixels == {
+        name: 4 * own * 56 + sum(int((mask == c).sum()) for mask in val)
+        for c, (name, own) in enumerate({"ground": 0, "wall": 10, "tree": 10}.items())
+    }
+    assert report.ignore_share == 4 * 20 * 56 / (7 * 40 * 56)
+
+
+def test_class_that_no_source_id_maps_to_is_a_warning_of_its_own(path: Path) -> None:
+    _map_labeled(path, {0: "ground", 1: "wall", 9: "wall"})
+    (warning,) = _check(path).warnings
+    assert warning.what == "the id_map of labeled maps no id to the class 'tree'"
+    _map_labeled(path, {0: "ground", 1: "wall", 9: "tree"})
+    (warning,) = _check(path).warnings
+    assert warning.what == "the class 'tree' has no pixel in labeled"
 
 
 def test_tiny_image_is_a_warning(path: Path) -> None:

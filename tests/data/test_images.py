@@ -136,6 +136,19 @@ def test_rgb_masks_read_by_color(tmp_path: Path) -> None:
         read_mask(path, num_classes=3, mask_format="rgb", colors=COLORS)
 
 
+def test_id_map_gives_classes_and_ignores_every_other_id(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 1, 7], [8, 9, 255]], np.uint8)).save(tmp_path / "mask.png")
+    mask = read_mask(tmp_path / "mask.png", num_classes=3, id_map={7: 2, 0: 1, 8: 2})
+    assert mask.tolist() == [[1, 255, 2], [2, 255, 255]]
+    assert mask.dtype == np.int64
+    deep = Image.fromarray(np.array([[65535, 300, 70_000]], np.int32))
+    deep.save(tmp_path / "deep.tif")
+    deep_mask = read_mask(
+        tmp_path / "deep.tif", num_classes=3, ignore_index=900, id_map={65535: 0, 299: 1}
+    )
+    assert deep_mask.tolist() == [[0, 900, 900]]
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_binary_masks_read_0_1_and_255(tmp_path: Path, channels: int) -> None:
     values = np.array([[0, 1, 255]])

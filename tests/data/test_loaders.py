@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from factories import write_dataset
+from reference import rare_classes as reference
 from u2pl.config import DataSettings
 from u2pl.data.batch import Batch
 from u2pl.data.loaders import (
@@ -164,6 +165,113 @@ def test_streams_do_not_share_their_draws(tmp_path: Path) -> None:
     assert [labeled.sample(n).name for n in range(20)] != [
         unlabeled.sample(n).name for n in range(20)
     ]
+
+
+def _rare(**changes: Any) -> DataSettings:
+    return _settings(rare_class_temperature=0.05, rare_class_min_pixels=40, **changes)
+
+
+def _write_masks(dataset: Dataset, masks: list[np.ndarray[Any, Any]]) -> None:
+    for sample, mask in zip(dataset.labeled, masks, strict=True):
+        assert sample.mask is not None
+        Image.fromarray(mask.astype(np.uint8)).save(sample.mask)
+
+
+@pytest.fixture
+def uneven(dataset: Dataset) -> Dataset:
+    """Four masks of class 0; the last holds a small block of class 2, class 1 is nowhere."""
+    masks = [np.zeros((40, 56)) for _ in range(4)]
+    masks[3][4:12, 40:50] = 2
+    _write_masks(dataset, masks)
+    return dataset
+
+
+def test_rare_classes_are_drawn_as_their_probabilities_say(uneven: Dataset) -> None:
+    stream = LabeledStream(uneven, _rare(), seed=0)
+    drawn = Counter(stream.sample(n).name for n in range(400))
+    pixels = [[40 * 56, 0, 0]] * 3 + [[40 * 56 - 80, 0, 80]]
+    rare = reference.probabilities(pixels, 0.05)[2]
+    expected = rare + (1 - rare) / 4  # the last image holds both classes
+    assert rare > 0.99
+    assert drawn["labeled_3"] == pytest.approx(400 * expected, abs=8)
+
+
+def test_rare_class_draws_are_a_function_of_seed_and_number(uneven: Dataset) -> None:
+    changes = {"rare_class_temperature": 1.0, "rare_class_min_pixels": 40}
+    whole = _batches(uneven, 0, 6, **changes)
+    assert _are_equal(whole[4:], _batches(uneven, 4, 6, **changes))
+    assert _are_equal(whole, _batches(uneven, 0, 6, num_workers=2, **changes))
+    stream = LabeledStream(uneven, _settings(**changes), seed=0)
+    order = [stream.sample(n).name for n in range(40)]
+    assert order == [stream.sample(n).name for n in reversed(range(40))][::-1]
+    other = LabeledStream(uneven, _settings(**changes), seed=1)
+    assert order != [other.sample(n).name for n in range(40)]
+    unlabeled = [batch.unlabeled for batch in _batches(uneven, 0, 6)]
+    for one, batch in zip(unlabeled, whole, strict=True):  # the other stream draws as before
+        assert one is not None
+        assert batch.unlabeled is not None
+        assert torch.equal(one.weak, batch.unlabeled.weak)
+
+
+def test_crops_are_tried_until_one_holds_the_rare_class(uneven: Dataset) -> None:
+    settings = {"crop": (16, 16), "scale": (1.0, 1.0), "flip": False}
+    stream = LabeledStream(uneven, _rare(**settings), seed=0)
+    mask = torch.from_numpy(uneven.read_mask(uneven.labeled[3]))
+    held = []
+    for n in range(30):
+        generator = torch.Generator().manual_seed(derive_seed(0, "LabeledStream", "draw", n))
+        labels = []
+        for _ in range(10):
+            draws = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+            top, left = int(draws[1] * 25), int(draws[2] * 41)
+            labels.append(mask[top : top + 16, left : left + 16])
+        chosen = reference.best_crop([int((label == 2).sum()) for label in labels], 20)
+        assert torch.equal(stream[n]["label"], labels[chosen])
+        held.append(bool((stream[n]["label"] == 2).any()))
+    plain = LabeledStream(uneven, _settings(**settings), seed=0)
+    assert np.mean(held) > 0.75
+    assert np.mean([bool((plain[n]["label"] == 2).any()) for n in range(100)]) < 0.2
+
+
+def test_image_and_label_of_the_chosen_crop_agree(uneven: Dataset) -> None:
+    for sample in uneven.labeled:
+        ids = uneven.read_mask(sample).astype(np.uint8)
+        Image.fromarray(np.stack([ids * 100] * 3, axis=-1)).save(sample.image)
+    stream = LabeledStream(uneven, _rare(crop=(20, 20), scale=(1, 1)), seed=0)
+    for n in range(10):
+        item = stream[n]
+        assert torch.equal((item["image"][0] * 255 / 100).round().long(), item["label"])
+
+
+def test_rare_classes_of_ignored_masks_alone_are_refused(dataset: Dataset) -> None:
+    _write_masks(dataset, [np.full((40, 56), 255) for _ in range(4)])
+    with pytest.raises(UserError, match="needs labelled pixels, but all masks of 'labeled'"):
+        LabeledStream(dataset, _rare(), seed=0)
+    LabeledStream(dataset, _settings(), seed=0)
+
+
+def test_domains_of_different_resolution_are_resized_apart(tmp_path: Path) -> None:
+    source = write_dataset(tmp_path / "source", num_unlabeled=0, num_val=0, size=(60, 90))
+    path = write_dataset(tmp_path / "target", num_labeled=0, size=(40, 56))
+    tree = yaml.safe_load(path.read_text())
+    tree["labeled"] = {
+        "images": str(source.parent / "images"),
+        "masks": str(source.parent / "masks"),
+        "id_map": {1: "wall", 2: "tree"},
+    }
+    path.write_text(yaml.safe_dump(tree))
+    dataset = load_dataset(path)
+    changes = {"crop": (64, 64), "scale": (1, 1), "flip": False, "resize": 20}
+    for resize_labeled, shape in ((None, (20, 30)), (30, (30, 45)), (60, (60, 64))):
+        (batch,) = _batches(dataset, 0, 1, resize_labeled=resize_labeled, **changes)
+        assert batch.unlabeled is not None
+        assert batch.unlabeled.valid.sum() == 3 * 20 * 28
+        padded = (batch.labeled.images == 0).all(dim=1).sum(dim=(1, 2))
+        assert (padded >= 64 * 64 - shape[0] * shape[1]).all()
+        assert (batch.labeled.images[:, :, : shape[0], : shape[1]] > 0).float().mean() > 0.9
+        settings = _settings(resize_labeled=resize_labeled, **changes)
+        (scored,) = evaluation_batches(dataset.val, dataset, settings, batch_size=8)
+        assert scored.images.shape == (3, 3, 20, 28)
 
 
 def test_batches_of_one_work(dataset: Dataset) -> None:
@@ -346,9 +454,8 @@ def test_evaluation_masks_stay_at_their_own_size(dataset: Dataset) -> None:
     assert images.shape == (3, 3, 20, 28)
     assert masks is not None
     for mask, sample, size in zip(masks, samples, sizes, strict=True):
-        assert sample.mask is not None
         assert mask.shape == size == (40, 56)
-        assert np.array_equal(mask.numpy(), dataset.read_mask(sample.mask))
+        assert np.array_equal(mask.numpy(), dataset.read_mask(sample))
 
 
 def test_images_without_masks_are_read_too(dataset: Dataset) -> None:

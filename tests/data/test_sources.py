@@ -10,8 +10,15 @@ import pytest
 import yaml
 from PIL import Image
 
-from factories import write_dataset
-from u2pl.data.sources import default_colors, load_dataset, split_hash, write_lists
+from factories import CLASS_COLORS, write_dataset
+from u2pl.data.sources import (
+    MaskEncoding,
+    Sample,
+    default_colors,
+    load_dataset,
+    split_hash,
+    write_lists,
+)
 from u2pl.errors import UserError
 
 
@@ -49,7 +56,7 @@ def test_plain_folders_are_paired(path: Path) -> None:
     assert dataset.test == ()
     assert dataset.colors == default_colors(3)
     assert load_dataset(path.parent) == dataset
-    assert dataset.read_mask(dataset.val[0].mask or Path()).shape == (40, 56)
+    assert dataset.read_mask(dataset.val[0]).shape == (40, 56)
 
 
 def test_no_image_is_opened(tmp_path: Path) -> None:
@@ -157,6 +164,189 @@ def test_written_lists_read_back_in_order(path: Path) -> None:
     assert load_dataset(path).val == dataset.val
 
 
+def _write_voc(path: Path, *names: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    objects = "".join(
+        f"<object><name> {name} </name><part><name>head</name></part></object>" for name in names
+    )
+    path.write_text(f"<annotation><filename>x.jpg</filename>{objects}</annotation>")
+
+
+def test_classes_that_are_always_there_join_every_tagged_image(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path, tags=True)
+    text = "image,classes\nunlabeled_0,tree\nunlabeled_1,\nunlabeled_2,ground\n"
+    (tmp_path / "tags.csv").write_text(text)
+    _edit(path, tags={"file": "tags.csv", "always": ["ground"]})
+    tags = [sample.tags for sample in load_dataset(path).unlabeled]
+    assert tags == [(0, 2), (0,), (0,), None, None, None]
+
+
+def test_voc_annotations_name_the_classes_of_their_image(path: Path) -> None:
+    folder = path.parent / "Annotations"
+    _write_voc(folder / "unlabeled_0.xml", "tree", "tree", "bird")
+    _write_voc(folder / "unlabeled_2.xml", "wall", "tree")
+    (folder / "other.xml").write_text("not read, for no unlabelled image has its name")
+    _edit(path, tags={"voc_xml": "Annotations", "skip": ["bird"]})
+    tags = [sample.tags for sample in load_dataset(path).unlabeled]
+    assert tags == [(2,), None, (1, 2), None, None, None]
+
+
+def test_voc_annotation_of_no_object_holds_what_is_always_there(path: Path) -> None:
+    _write_voc(path.parent / "Annotations" / "unlabeled_0.xml")
+    _write_voc(path.parent / "Annotations" / "unlabeled_1.xml", "wall")
+    _edit(path, tags={"voc_xml": "Annotations", "always": ["ground"]})
+    assert [sample.tags for sample in load_dataset(path).unlabeled][:3] == [(0,), (0, 1), None]
+    with pytest.raises(UserError, match=r"unlabeled_0\.xml: no object names a class"):
+        load_dataset(_edit(path, tags={"voc_xml": "Annotations"}))
+
+
+def test_tags_of_masks_are_the_classes_that_they_hold(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path, mask_format="rgb")
+    (tmp_path / "hidden").mkdir()
+    ignore, ground, tree = (1, 2, 3), CLASS_COLORS[0], CLASS_COLORS[2]
+    for name, colors in {
+        "unlabeled_0": [ground, tree],
+        "unlabeled_1": [ignore, ignore],
+        "unlabeled_2": [tree, ignore],
+        "other": [(9, 9, 9), (9, 9, 9)],
+    }.items():
+        Image.fromarray(np.array([colors], np.uint8)).save(tmp_path / "hidden" / f"{name}.png")
+    _edit(path, tags={"masks": "hidden"}, ignore_color=[*ignore])
+    tags = [sample.tags for sample in load_dataset(path).unlabeled]
+    assert tags == [(0, 2), None, (2,), None, None, None]
+    assert all(sample.mask is None for sample in load_dataset(path).unlabeled)
+    for name in ("unlabeled_0", "unlabeled_1", "unlabeled_2"):  # what is remembered is not read
+        file = tmp_path / "hidden" / f"{name}.png"
+        found = file.stat()
+        file.write_bytes(b"x" * found.st_size)
+        os.utime(file, ns=(found.st_atime_ns, found.st_mtime_ns))
+    assert [sample.tags for sample in load_dataset(path).unlabeled] == tags
+    (tmp_path / "hidden" / "unlabeled_1.png").write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"unlabeled_0\.png: the file is not an image"):
+        load_dataset(path)
+
+
+def _section(path: Path, **changes: Any) -> dict[str, Any]:
+    """Return the labelled section with keys added."""
+    section: dict[str, Any] = yaml.safe_load(path.read_text())["labeled"]
+    return section | changes
+
+
+def test_id_map_belongs_to_its_section_alone(path: Path) -> None:
+    _edit(path, labeled=_section(path, id_map={1: "tree", 0: 1}))
+    dataset = load_dataset(path)
+    sample, val = dataset.labeled[0], dataset.val[0]
+    assert sample.mask_encoding == MaskEncoding("index", ((0, 1), (1, 2)))
+    assert val.mask_encoding == MaskEncoding()
+    ids = np.asarray(Image.open(sample.mask or ""))
+    expected = np.select([ids == 0, ids == 1], [1, 2], 255)
+    assert np.array_equal(dataset.read_mask(sample), expected)
+    assert np.array_equal(dataset.read_mask(val), np.asarray(Image.open(val.mask or "")))
+
+
+def test_a_section_may_have_its_own_mask_format(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path, mask_format="rgb")
+    before = load_dataset(path)
+    ids = before.read_mask(before.labeled[0])
+    for sample in before.labeled:
+        assert sample.mask is not None
+        Image.fromarray(before.read_mask(sample).astype(np.uint8)).save(sample.mask)
+    dataset = load_dataset(_edit(path, labeled=_section(path, mask_format="index")))
+    assert np.array_equal(dataset.read_mask(dataset.labeled[0]), ids)
+    assert np.array_equal(dataset.read_mask(dataset.val[0]), before.read_mask(before.val[0]))
+    _edit(path, labeled=_section(path, mask_format="index", id_map={2: "ground"}))
+    assert set(np.unique(load_dataset(path).read_mask(dataset.labeled[1]))) <= {0, 1, 2}
+
+
+def test_a_sample_says_by_itself_how_its_mask_is_read(tmp_path: Path) -> None:
+    dataset = load_dataset(write_dataset(tmp_path, num_classes=2, mask_format="binary"))
+    Image.fromarray(np.array([[0, 1, 255]], np.uint8)).save(tmp_path / "seed.png")
+    seed = Sample("seed", tmp_path / "seed.png", mask=tmp_path / "seed.png")
+    assert dataset.read_mask(seed).tolist() == [[0, 1, 255]]
+    assert set(np.unique(dataset.read_mask(dataset.labeled[0]))) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"id_map": {1: "tre"}}, "to the unknown class 'tre'; .* Did you mean 'tree'?"),
+        ({"id_map": {1: 3}}, "gives 1 to the unknown class 3; name one of 'classes' or its id, 0"),
+        ({"id_map": {1: True}}, "the unknown class True"),
+        ({"id_map": {1: ["tree"]}}, r"the unknown class \['tree'\]"),
+        ({"id_map": {65536: "tree"}}, "must have ids from 0 to 65535, got 65536"),
+        ({"id_map": {-1: "tree"}}, "must have ids from 0 to 65535, got -1"),
+        ({"id_map": {"1": "tree"}}, "must have ids from 0 to 65535, got '1'"),
+        ({"id_map": {}}, "must name classes as {id: class}, got {}"),
+        ({"id_map": "map.json"}, "must name classes as {id: class}, got 'map.json'"),
+        ({"mask_format": "grey"}, "expected mask_format of 'labeled' to be one of index, rgb"),
+        ({"mask_format": "rgb"}, "rgb needs a color for each class"),
+        ({"mask_format": "binary"}, "binary needs exactly two classes"),
+    ],
+)
+def test_faulty_encoding_of_a_section_is_refused(
+    path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        load_dataset(_edit(path, labeled=_section(path, **changes)))
+    assert "\n" not in str(error.value)
+
+
+def test_id_map_goes_with_index_masks_alone(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path, num_classes=2, mask_format="binary")
+    _edit(path, labeled=_section(path, id_map={255: 1}))
+    with pytest.raises(UserError, match="needs index masks, but mask_format is binary"):
+        load_dataset(path)
+
+
+@pytest.mark.parametrize("changes", [{"id_map": {1: "tree"}}, {"mask_format": "index"}])
+def test_unlabeled_has_no_mask_to_describe(path: Path, changes: dict[str, Any]) -> None:
+    key = next(iter(changes))
+    with pytest.raises(UserError, match=f"'unlabeled' has no masks to read; take its {key} out"):
+        load_dataset(_edit(path, unlabeled={"images": "unlabeled"} | changes))
+
+
+@pytest.mark.parametrize("kind", ["folder", "glob", "files", "list"])
+def test_sections_may_lie_in_other_data_sets(tmp_path: Path, kind: str) -> None:
+    source = write_dataset(tmp_path / "source", num_unlabeled=0, num_val=0).parent
+    target = write_dataset(tmp_path / "target", num_labeled=4, seed=1).parent
+    (tmp_path / "here").mkdir()
+    lists = [str(source / "images" / f"labeled_{i}.png") for i in range(4)]
+    (tmp_path / "here" / "source.txt").write_text("\n".join(lists))
+    labeled: dict[str, Any] = {
+        "folder": {"images": "../source/images", "masks": str(source / "masks")},
+        "glob": {"images": f"{source}/images/*.png", "masks": "../source/masks/*.png"},
+        "files": {
+            "images": lists,
+            "masks": [f"../source/masks/labeled_{i}.png" for i in range(4)],
+        },
+        "list": {"images": "../source/images", "masks": "../source/masks", "list": "source.txt"},
+    }[kind]
+    tree = {
+        "classes": ["ground", "wall", "tree"],
+        "labeled": labeled,
+        "unlabeled": {"images": str(target / "images")},
+        "val": {"images": "../target/val/images", "masks": "../target/val/masks"},
+    }
+    path = tmp_path / "here" / "dataset.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    dataset = load_dataset(path)
+    assert _names(dataset.labeled) == _names(dataset.unlabeled)  # of different images
+    assert dataset.labeled[0].image == source.resolve() / "images" / "labeled_0.png"
+    assert dataset.unlabeled[0].image == target.resolve() / "images" / "labeled_0.png"
+    assert dataset.read_mask(dataset.labeled[3]).shape == (40, 56)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_leaks_are_found_through_linked_folders(path: Path) -> None:
+    (path.parent / "linked").symlink_to(path.parent / "val" / "images")
+    _edit(path, unlabeled={"images": ["linked/val_0.png"]})
+    with pytest.raises(UserError, match="1 images stand in 'unlabeled' and also in 'val'"):
+        load_dataset(path)
+    (path.parent / "val.txt").write_text("linked/val_1.png\n")
+    val = {"images": "val/images", "masks": "val/masks", "list": "val.txt"}
+    assert _names(load_dataset(_edit(path, val=val)).val) == ["val_1"]
+
+
 def test_split_hash_follows_names_and_order(path: Path) -> None:
     val = load_dataset(path).val
     assert split_hash(val) == hashlib.sha256(b"val_0\nval_1\nval_2").hexdigest()
@@ -185,7 +375,10 @@ def test_tags_come_with_unlabeled_images_only(tmp_path: Path) -> None:
         ("image,classes\nunlabeled_0,\n", "leave out images whose classes are not known"),
         ("image,classes\nunlabeled_0\n", "leave out images whose classes are not known"),
         ("name,tags\n", "expected the header 'image,classes'"),
-        ("image,classes\nother,tree\n", "no row names an image of 'unlabeled'"),
+        ("image,classes\nother,tree\n", "the tags name no image of 'unlabeled'"),
+        ("image,classes\n", "the tags name no image of 'unlabeled'; .* 'unlabeled_0'"),
+        ("", "expected the header 'image,classes'"),
+        ("image,classes\nunlabeled_0,tree,wall\n", "expected 'image,class;class'"),
     ],
 )
 def test_faulty_tags_are_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -222,6 +415,16 @@ def test_faulty_tags_are_refused(tmp_path: Path, text: str, message: str) -> Non
         ({"unlabeled": {"images": "images", "list": "no.txt"}}, "list .*no.txt of 'unlabeled'"),
         ({"unlabeled": {"images": "val/images"}}, "3 images stand in 'unlabeled' and .*'val'"),
         ({"tags": "no.csv"}, "no.csv do not exist"),
+        ({"tags": ["a.csv"]}, "expected tags to be a CSV file, or to have one of file, voc_xml, m"),
+        ({"tags": {"file": "a.csv", "masks": "masks"}}, "to have one of file, voc_xml, masks, got"),
+        ({"tags": {"voc_xlm": "x"}}, "to have one of file, voc_xml, masks, got"),
+        ({"tags": {"masks": "masks", "alway": []}}, "unknown key 'alway' in 'tags'.*'always'"),
+        ({"tags": {"masks": "masks", "skip": []}}, "only voc_xml takes 'skip' in 'tags'"),
+        ({"tags": {"masks": "masks", "always": "a"}}, "expected 'tags: always' to be a list of n"),
+        ({"tags": {"masks": "masks", "always": ["tre"]}}, "unknown class 'tre' in 'tags: always'"),
+        ({"tags": {"voc_xml": "no"}}, "the folder .*no of 'tags: voc_xml' does not exist"),
+        ({"tags": {"voc_xml": "masks"}}, "the tags name no image of 'unlabeled'"),
+        ({"tags": {"masks": "masks"}}, "the tags name no image of 'unlabeled'"),
     ],
 )
 def test_faulty_yaml_is_refused(path: Path, changes: dict[str, Any], message: str) -> None:

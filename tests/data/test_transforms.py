@@ -10,7 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from u2pl.data.transforms import eval_image, geometry, photometric, resized_size
+from u2pl.data.transforms import (
+    draw_view,
+    eval_image,
+    photometric,
+    resized_size,
+    view_image,
+    view_labels,
+)
 
 IGNORE = 255
 
@@ -31,9 +38,12 @@ def _geometry(
         "scale": (1.0, 1.0),
         "flip": False,
         "resize": None,
-        "ignore_index": IGNORE,
     }
-    return geometry(image, mask, **settings | changes, generator=_generator(seed))
+    size = (image.shape[0], image.shape[1])
+    view = draw_view(size, **settings | changes, generator=_generator(seed))
+    crop, valid = view_image(image, view)
+    labels = None if mask is None else view_labels(mask, view, ignore_index=IGNORE)
+    return crop, labels, valid
 
 
 def _photometric(image: Tensor, seed: int = 0, **changes: Any) -> Tensor:

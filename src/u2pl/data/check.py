@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from u2pl.data.class_counts import count_pixels, num_threads
 from u2pl.data.images import FileError, image_size, read_image
-from u2pl.data.sources import SECTIONS, Dataset
+from u2pl.data.sources import SECTIONS, Dataset, MaskEncoding, Sample
 from u2pl.errors import UserError
 
 SMALLEST_SIDE = 32
@@ -48,6 +48,8 @@ class CheckReport:
         pixels: class name to number of its pixels in them.
         sections: section to number of images.
         ignore_share: fraction of mask pixels that are ignored, 0 to 1.
+        unmapped_share: the same of the masks read by an id_map alone, by section; sections
+            without one are left out.
     """
 
     errors: tuple[Finding, ...]
@@ -56,6 +58,7 @@ class CheckReport:
     pixels: dict[str, int]
     sections: dict[str, int]
     ignore_share: float
+    unmapped_share: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain values."""
@@ -66,7 +69,12 @@ class CheckReport:
             "pixels": self.pixels,
             "sections": self.sections,
             "ignore_share": self.ignore_share,
+            "unmapped_share": self.unmapped_share,
         }
+
+
+# Of masks: the file and how it is read -> [C + 1] pixels a class, then ignored ones.
+_Counts = dict[tuple[Path | None, MaskEncoding], npt.NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ class _Facts:
     digest: str
     errors: tuple[Finding, ...]
     warnings: tuple[Finding, ...]
-    counts: dict[Path, npt.NDArray[np.int64]]  # mask file -> [C + 1] pixels a class, then ignore
+    counts: _Counts
 
 
 def check_dataset(dataset: Dataset, *, workers: int | None = None) -> CheckReport:
@@ -87,21 +95,23 @@ def check_dataset(dataset: Dataset, *, workers: int | None = None) -> CheckRepor
         dataset: what :func:`u2pl.data.sources.load_dataset` returned.
         workers: threads; None takes one a core, at most 8. So many images are in memory at once.
     """
-    masks: dict[Path, list[Path]] = {}  # an image may stand in two sections; it is read once
+    # An image may stand in two sections; it is read once, and so is each of its masks.
+    masks: dict[Path, dict[tuple[Path | None, MaskEncoding], Sample]] = {}
     for samples in dataset.sections.values():
         for sample in samples:
-            of_image = masks.setdefault(sample.image, [])
-            if sample.mask is not None and sample.mask not in of_image:
-                of_image.append(sample.mask)
-    with ThreadPoolExecutor(_num_threads(workers)) as pool:
-        facts = list(pool.map(partial(_examine, dataset), masks, masks.values()))
-    counts = {mask: found for fact in facts for mask, found in fact.counts.items()}
+            of_image = masks.setdefault(sample.image, {})
+            if sample.mask is not None:
+                of_image[_mask_key(sample)] = sample
+    with ThreadPoolExecutor(num_threads(workers)) as pool:
+        distinct = (list(of_image.values()) for of_image in masks.values())
+        facts = list(pool.map(partial(_examine, dataset), masks, distinct))
+    counts = {key: found for fact in facts for key, found in fact.counts.items()}
     errors = [finding for fact in facts for finding in fact.errors]
     warnings = [finding for fact in facts for finding in fact.warnings]
     for is_error, finding in _copies(dataset, facts):
         (errors if is_error else warnings).append(finding)
     warnings += _absent_classes(dataset, counts)
-    images, pixels, ignore_share = _totals(dataset, counts)
+    images, pixels, ignore_share = _totals(dataset, list(counts.values()))
     return CheckReport(
         errors=tuple(errors),
         warnings=tuple(warnings),
@@ -109,6 +119,7 @@ def check_dataset(dataset: Dataset, *, workers: int | None = None) -> CheckRepor
         pixels=pixels,
         sections={name: len(samples) for name, samples in dataset.sections.items()},
         ignore_share=ignore_share,
+        unmapped_share=_unmapped_shares(dataset, counts),
     )
 
 
@@ -120,11 +131,9 @@ def quick_check(dataset: Dataset, *, workers: int | None = None) -> None:
     Raises:
         UserError: with the first fault and the number of others.
     """
-    pairs = {
-        (s.image, s.mask): None for s in (*dataset.labeled, *dataset.val) if s.mask is not None
-    }
-    with ThreadPoolExecutor(_num_threads(workers)) as pool:
-        found = [fault for fault in pool.map(partial(_fault_of_pair, dataset), pairs) if fault]
+    samples = (*dataset.labeled, *dataset.val)
+    with ThreadPoolExecutor(num_threads(workers)) as pool:
+        found = [fault for fault in pool.map(partial(_fault_of_pair, dataset), samples) if fault]
     if found:
         more = f" ({len(found) - 1} more; see `u2pl data check`.)" if len(found) > 1 else ""
         raise UserError(f"{found[0]}{more}")
@@ -140,27 +149,26 @@ def size_error(image: Path, image_hw: tuple[int, int], mask_hw: tuple[int, int])
     )
 
 
-def _num_threads(workers: int | None) -> int:
-    return workers or min(8, os.cpu_count() or 1)
+def _mask_key(sample: Sample) -> tuple[Path | None, MaskEncoding]:
+    return sample.mask, sample.mask_encoding
 
 
-def _fault_of_pair(dataset: Dataset, pair: tuple[Path, Path]) -> FileError | None:
-    image, mask = pair
+def _fault_of_pair(dataset: Dataset, sample: Sample) -> FileError | None:
     try:
-        size = image_size(image)
-        labels = dataset.read_mask(mask)
+        size = image_size(sample.image)
+        labels = dataset.read_mask(sample)
     except FileError as error:
         return error
     height, width = labels.shape
-    return None if size == (height, width) else size_error(image, size, (height, width))
+    return None if size == (height, width) else size_error(sample.image, size, (height, width))
 
 
 def _finding(error: FileError) -> Finding:
     return Finding(str(error.file), error.what, error.remedy)
 
 
-def _examine(dataset: Dataset, image: Path, masks: list[Path]) -> _Facts:
-    """Decode one image and its masks."""
+def _examine(dataset: Dataset, image: Path, samples: list[Sample]) -> _Facts:
+    """Decode one image and the masks of its samples."""
     errors, warnings, digest, size = [], [], "", None
     try:
         height, width, _ = read_image(image).shape
@@ -171,21 +179,22 @@ def _examine(dataset: Dataset, image: Path, masks: list[Path]) -> _Facts:
             warnings.append(Finding(str(image), what, "set data.resize, or take it out"))
     except FileError as error:
         errors.append(_finding(error))
-    counts = {}
-    for mask in masks:
+    counts: _Counts = {}
+    for sample in samples:
         try:
-            labels = dataset.read_mask(mask)
+            labels = dataset.read_mask(sample)
         except FileError as error:
             errors.append(_finding(error))
             continue
         height, width = labels.shape
         if size is not None and size != (height, width):
             errors.append(_finding(size_error(image, size, (height, width))))
-        ids = np.where(labels == dataset.ignore_index, dataset.num_classes, labels)
-        counts[mask] = np.bincount(ids.ravel(), minlength=dataset.num_classes + 1)
-        if counts[mask][:-1].sum() == 0:
+        found = count_pixels(labels, dataset.num_classes)
+        counts[_mask_key(sample)] = found
+        if found[:-1].sum() == 0:
             what = "every pixel of the mask is ignored"
-            warnings.append(Finding(str(mask), what, "label it, or move the image to unlabeled"))
+            remedy = "label it, or move the image to unlabeled"
+            warnings.append(Finding(str(sample.mask), what, remedy))
     return _Facts(image, digest, tuple(errors), tuple(warnings), counts)
 
 
@@ -214,26 +223,37 @@ def _copies(dataset: Dataset, facts: Iterable[_Facts]) -> Iterator[tuple[bool, F
             yield leaks, Finding(str(copy), what, "keep one of the two")
 
 
-def _absent_classes(
-    dataset: Dataset, counts: dict[Path, npt.NDArray[np.int64]]
-) -> Iterator[Finding]:
+def _absent_classes(dataset: Dataset, counts: _Counts) -> Iterator[Finding]:
     for section, samples in dataset.sections.items():
-        found = [counts[s.mask] for s in samples if s.mask is not None and s.mask in counts]
-        if found:
-            for name, pixels in zip(dataset.classes, np.sum(found, axis=0), strict=False):
-                if pixels == 0:
-                    what = f"the class '{name}' has no pixel in {section}"
-                    remedy = "add images that hold it, or take the class out"
-                    yield Finding(str(dataset.path), what, remedy)
+        found = [counts[_mask_key(s)] for s in samples if _mask_key(s) in counts]
+        if not found:
+            continue
+        reachable, pixels = _reachable_classes(dataset, samples), np.sum(found, axis=0)
+        for class_id, name in enumerate(dataset.classes):
+            if pixels[class_id] > 0:
+                continue
+            what = f"the class '{name}' has no pixel in {section}"
+            remedy = "add images that hold it, or take the class out"
+            if class_id not in reachable:
+                what = f"the id_map of {section} maps no id to the class '{name}'"
+                remedy = "nothing, if the masks have no such class; else add its id"
+            yield Finding(str(dataset.path), what, remedy)
+
+
+def _reachable_classes(dataset: Dataset, samples: Iterable[Sample]) -> set[int]:
+    """Return the classes that the masks of the samples can spell."""
+    reachable: set[int] = set()
+    for encoding in {sample.mask_encoding for sample in samples}:
+        every = range(dataset.num_classes)
+        reachable |= {*every} if encoding.id_map is None else {to for _, to in encoding.id_map}
+    return reachable
 
 
 def _totals(
-    dataset: Dataset, counts: dict[Path, npt.NDArray[np.int64]]
+    dataset: Dataset, counts: list[npt.NDArray[np.int64]]
 ) -> tuple[dict[str, int], dict[str, int], float]:
     """Return images a class, pixels a class, and the ignored fraction of all mask pixels."""
-    table = np.zeros((1, dataset.num_classes + 1), np.int64)
-    if counts:
-        table = np.stack(list(counts.values()))
+    table = np.stack([np.zeros(dataset.num_classes + 1, np.int64), *counts])
     pixels, images = table.sum(axis=0).tolist(), Counter[str]()
     for row in table:
         images.update(name for name, n in zip(dataset.classes, row, strict=False) if n)
@@ -242,3 +262,17 @@ def _totals(
         dict(zip(dataset.classes, pixels, strict=False)),
         pixels[-1] / max(sum(pixels), 1),
     )
+
+
+def _unmapped_shares(dataset: Dataset, counts: _Counts) -> dict[str, float]:
+    """Return, for each section that has an id_map, the ignored fraction of its masks."""
+    shares = {}
+    for section, samples in dataset.sections.items():
+        mapped = [
+            counts[_mask_key(s)]
+            for s in samples
+            if s.mask_encoding.id_map is not None and _mask_key(s) in counts
+        ]
+        if mapped:
+            _, _, shares[section] = _totals(dataset, mapped)
+    return shares

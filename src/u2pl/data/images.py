@@ -8,7 +8,7 @@ import os
 import struct
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,6 +108,7 @@ def read_mask(
     colors: Sequence[Color] = (),
     ignore_index: int = 255,
     ignore_color: Color | None = None,
+    id_map: Mapping[int, int] | None = None,
 ) -> npt.NDArray[np.int64]:
     """Return a mask file as class ids [H, W] int64, ``ignore_index`` where nothing is known.
 
@@ -120,6 +121,8 @@ def read_mask(
         colors: C colours, used by ``rgb`` alone.
         ignore_index: the id of unknown pixels.
         ignore_color: the colour of unknown pixels in ``rgb``.
+        id_map: from ids in an ``index`` file, 0 or more, to class ids; ids that it does not name
+            are unknown. None takes the ids as they are.
 
     Raises:
         UserError: where the file cannot be read, or a pixel is neither a class nor unknown.
@@ -149,6 +152,8 @@ def read_mask(
     if mask_format == "binary":
         return _ids_of_binary(path, pixels)
     ids = pixels.astype(np.int64)
+    if id_map is not None:
+        return _mapped(ids, id_map, ignore_index)
     unknown = ((ids < 0) | (ids >= num_classes)) & (ids != ignore_index)
     if unknown.any():
         raise FileError(
@@ -158,6 +163,17 @@ def read_mask(
             "name the missing classes in dataset.yaml, set ignore_index, or mend the mask",
         )
     return ids
+
+
+def _mapped(
+    ids: npt.NDArray[np.int64], id_map: Mapping[int, int], ignore_index: int
+) -> npt.NDArray[np.int64]:
+    """Return the classes of ids [H, W]; ids that are not named become ``ignore_index``."""
+    table = np.full(max(id_map) + 2, ignore_index, np.int64)
+    table[list(id_map)] = list(id_map.values())
+    # What lies outside the table falls on its last place, which no id has.
+    labels: npt.NDArray[np.int64] = table[ids.clip(-1, len(table) - 1)]
+    return labels
 
 
 def _ids_of_colors(
@@ -236,10 +252,21 @@ def write_image(path: Path, image: npt.NDArray[np.uint8]) -> None:
 
 def _save_png(path: Path, image: Image.Image) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda temporary: image.save(temporary, format="PNG"))
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Call ``write`` with a temporary path and move what it wrote to ``path`` in one go.
+
+    Readers see the old file or the new one; of several writers the last one wins.
+
+    Raises:
+        OSError: where the file cannot be written.
+    """
     # The name is unique to this writer, so two that write the same file do not mix.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
-        image.save(temporary, format="PNG")
+        write(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -22,11 +22,21 @@ from torch.utils import data as torch_data
 from u2pl.config import DataSettings
 from u2pl.data.batch import Batch, LabeledBatch, UnlabeledBatch
 from u2pl.data.check import size_error
+from u2pl.data.class_counts import class_pixels
 from u2pl.data.images import read_image
+from u2pl.data.rare_classes import RareClassSampler
 from u2pl.data.sources import Dataset, Sample
-from u2pl.data.transforms import eval_image, geometry, photometric
+from u2pl.data.transforms import (
+    View,
+    draw_view,
+    eval_image,
+    photometric,
+    view_image,
+    view_labels,
+)
 from u2pl.errors import UserError
 
+_CROP_TRIES = 10  # crops looked at for one that holds the drawn class, as in DAFormer's code
 _ERROR = "error"  # the key under which a worker hands a user's mistake to the main process
 
 
@@ -53,6 +63,7 @@ class _Stream(torch_data.Dataset[dict[str, Any]]):
         self._samples = samples
         self._dataset = dataset
         self._settings = settings
+        self._resize = settings.resize
         self._seed = seed
         self._name = type(self).__name__
         self._epoch = -1
@@ -72,20 +83,14 @@ class _Stream(torch_data.Dataset[dict[str, Any]]):
     def _generator(self, n: int) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(self._seed, self._name, "draw", n))
 
-    def _geometry(
-        self,
-        image: npt.NDArray[np.uint8],
-        mask: npt.NDArray[np.int64] | None,
-        generator: torch.Generator,
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        return geometry(
-            image,
-            mask,
+    def _draw_view(self, size: tuple[int, int], generator: torch.Generator) -> View:
+        """Return a random view of an image of ``size``, (height, width)."""
+        return draw_view(
+            size,
             crop=self._settings.crop,
             scale=self._settings.scale,
             flip=self._settings.flip,
-            resize=self._settings.resize,
-            ignore_index=self._dataset.ignore_index,
+            resize=self._resize,
             generator=generator,
         )
 
@@ -103,8 +108,12 @@ class _Stream(torch_data.Dataset[dict[str, Any]]):
 class LabeledStream(_Stream):
     """Random crops of the labelled images with their masks.
 
-    Item n is ``{"image": [3, h, w] float32 in [0, 1], "label": [h, w] int64}``; geometry only.
-    With ``strong`` there is also ``"image_strong"``, the same crop with colours changed.
+    Item n is ``{"image": [3, h, w] float32 in [0, 1], "label": [h, w] int64}``, geometry only; with
+    ``strong`` there is also ``"image_strong"``, the same crop with colours changed. With
+    ``settings.rare_class_temperature`` there are no epochs: each draw has a class, and an image
+    that holds it; of at most ten crops the first is taken that holds half of
+    ``settings.rare_class_min_pixels`` pixels of the class, or else the one that holds most.
+    (DAFormer's code takes the last then.)
     """
 
     def __init__(
@@ -112,6 +121,35 @@ class LabeledStream(_Stream):
     ) -> None:
         super().__init__(dataset.labeled, dataset, settings, seed=seed)
         self._with_strong = strong
+        if settings.resize_labeled is not None:
+            self._resize = settings.resize_labeled
+        self._rare: RareClassSampler | None = None
+        if settings.rare_class_temperature is not None:
+            pixels = class_pixels(dataset, dataset.labeled)
+            if not pixels.any():
+                raise UserError(
+                    f"{dataset.path}: data.rare_class_temperature needs labelled pixels, but all "
+                    "masks of 'labeled' are ignored; see `u2pl data check`."
+                )
+            self._rare = RareClassSampler.of_pixels(
+                pixels,
+                temperature=settings.rare_class_temperature,
+                min_pixels=settings.rare_class_min_pixels,
+            )
+
+    def sample(self, n: int) -> Sample:
+        """Return the sample of draw ``n``; without rare-class sampling each stands in an epoch."""
+        return self._choose(n)[0]
+
+    def _choose(self, n: int) -> tuple[Sample, int | None]:
+        """Return the sample of draw ``n`` and the class that it was drawn for, if there is one."""
+        if self._rare is None:
+            return super().sample(n), None
+        generator = torch.Generator().manual_seed(
+            derive_seed(self._seed, self._name, "rare class", n)
+        )
+        class_id, index = self._rare.draw(generator)
+        return self._samples[index], class_id
 
     def __getitem__(self, n: int) -> dict[str, Any]:
         """Return draw ``n`` of the run.
@@ -119,14 +157,35 @@ class LabeledStream(_Stream):
         Raises:
             UserError: where a file cannot be read, or the mask does not fit the image.
         """
-        sample = self.sample(n)
+        sample, class_id = self._choose(n)
         pixels, mask = _read_pair(sample, self._dataset)
         generator = self._generator(n)
-        image, label, _ = self._geometry(pixels, mask, generator)
-        item = {"image": image, "label": label}
+        view, label = self._crop(mask, class_id, generator)
+        item = {"image": view_image(pixels, view)[0], "label": label}
         if self._with_strong:
-            item["image_strong"] = self._strong(image, generator)
+            item["image_strong"] = self._strong(item["image"], generator)
         return item
+
+    def _crop(
+        self, mask: npt.NDArray[np.int64], class_id: int | None, generator: torch.Generator
+    ) -> tuple[View, Tensor]:
+        """Return a random view and its labels, chosen for a class where there is one."""
+        size = (mask.shape[0], mask.shape[1])
+        view = self._draw_view(size, generator)
+        label = view_labels(mask, view, ignore_index=self._dataset.ignore_index)
+        if class_id is None:
+            return view, label
+        wanted = max(1, self._settings.rare_class_min_pixels // 2)
+        most = int((label == class_id).sum())
+        for _ in range(_CROP_TRIES - 1):
+            if most >= wanted:
+                break
+            other = self._draw_view(size, generator)
+            other_label = view_labels(mask, other, ignore_index=self._dataset.ignore_index)
+            found = int((other_label == class_id).sum())
+            if found > most:
+                view, label, most = other, other_label, found
+        return view, label
 
 
 class UnlabeledStream(_Stream):
@@ -149,7 +208,10 @@ class UnlabeledStream(_Stream):
             UserError: where the file cannot be read.
         """
         sample, generator = self.sample(n), self._generator(n)
-        weak, _, valid = self._geometry(read_image(sample.image), None, generator)
+        pixels = read_image(sample.image)
+        weak, valid = view_image(
+            pixels, self._draw_view((pixels.shape[0], pixels.shape[1]), generator)
+        )
         strong = [self._strong(weak, generator) for _ in range(self._num_strong)]
         possible = torch.ones(self._dataset.num_classes, dtype=torch.bool)
         if sample.tags is not None:
@@ -166,8 +228,7 @@ class UnlabeledStream(_Stream):
 def _read_pair(
     sample: Sample, dataset: Dataset
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    assert sample.mask is not None, "load_dataset gives each labelled sample a mask"
-    image, mask = read_image(sample.image), dataset.read_mask(sample.mask)
+    image, mask = read_image(sample.image), dataset.read_mask(sample)
     height, width = image.shape[:2]
     if mask.shape != (height, width):
         raise size_error(sample.image, (height, width), (mask.shape[0], mask.shape[1]))

@@ -4,13 +4,15 @@
 
     classes: [sky, road, car]     # in the order of ids; or {name: sky, color: [70, 130, 180]} each
     ignore_index: 255             # of unknown pixels
-    mask_format: index            # or rgb (needs colors; ignore_color may be set), or binary
+    mask_format: index            # or rgb (needs colors; ignore_color may be set), or binary;
+                                  # a section may have its own, or an id_map {7: road, 26: car}
     root: .                       # from the folder of this file
     labeled: {images: images, masks: masks, list: labeled.txt}
     unlabeled: {images: unlabeled}
     val: {images: val/images, masks: val/masks}
     test: {images: test/images, masks: test/masks}
-    tags: tags.csv                # image,classes: which classes an unlabelled image may hold
+    tags: tags.csv                # image,classes: which classes an unlabelled image may hold;
+                                  # or {voc_xml: FOLDER}, or {masks: FOLDER}
 
 ``images`` and ``masks`` are a folder, a glob or a list of files. In a folder a mask has the
 relative path of its image with the suffix .png; in globs what the last part's wildcards match is
@@ -20,22 +22,23 @@ name, a stem or a path a line, which selects and orders.
 
 from __future__ import annotations
 
-import csv
 import glob
 import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
 import yaml
 
+from u2pl.data.class_counts import class_pixels
 from u2pl.data.images import Color, MaskFormat, read_mask
+from u2pl.data.tags import class_ids, read_csv_tags, read_voc_tags
 from u2pl.errors import UserError, nearest_name
 
 SECTIONS = ("labeled", "unlabeled", "val", "test")
@@ -50,7 +53,26 @@ _KEYS = (
     "root",
     "tags",
 )
+_TAG_KINDS = ("file", "voc_xml", "masks")
 _MAX_ID = 65535  # of a 16-bit PNG
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class MaskEncoding:
+    """How a mask file spells class ids; a section's samples share one.
+
+    The default is what :func:`u2pl.data.images.write_mask` writes.
+
+    Attributes:
+        format: see :func:`u2pl.data.images.read_mask`.
+        id_map: pairs of an id in the file, 0 to 65535, and the class id that it stands for; ids
+            that are not there are ignored. None: the ids in the file are class ids.
+    """
+
+    format: MaskFormat = "index"
+    id_map: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,16 +80,19 @@ class Sample:
     """One image of a section.
 
     Attributes:
-        name: path inside the images folder without suffix, with forward slashes.
+        name: path inside the images folder without suffix, with forward slashes. Names of
+            different sections may be equal.
         image: the file.
         mask: its mask file; None in the unlabelled section.
         tags: sorted ids of the classes that the image may hold; None where nothing is said.
+        mask_encoding: how ``mask`` is read.
     """
 
     name: str
     image: Path
     mask: Path | None = None
     tags: tuple[int, ...] | None = None
+    mask_encoding: MaskEncoding = MaskEncoding()
 
 
 @dataclass(frozen=True)
@@ -79,23 +104,19 @@ class Dataset:
         classes: names in the order of their ids.
         colors: one RGB colour a class, 0 to 255; PASCAL VOC's palette where none are given.
         ignore_index: the id of unknown pixels in labels.
-        mask_format: how mask files spell class ids, see :func:`u2pl.data.images.read_mask`.
         ignore_color: the colour of unknown pixels in RGB masks.
         labeled, unlabeled, val, test: the samples, in the order of their list or of their names.
-        tags: the CSV file of image tags.
     """
 
     path: Path
     classes: tuple[str, ...]
     colors: tuple[Color, ...]
     ignore_index: int = 255
-    mask_format: MaskFormat = "index"
     ignore_color: Color | None = None
     labeled: tuple[Sample, ...] = ()
     unlabeled: tuple[Sample, ...] = ()
     val: tuple[Sample, ...] = ()
     test: tuple[Sample, ...] = ()
-    tags: Path | None = None
 
     @property
     def num_classes(self) -> int:
@@ -107,24 +128,30 @@ class Dataset:
         """The four sections by name; absent ones are empty."""
         return {name: getattr(self, name) for name in SECTIONS}
 
-    def read_mask(self, path: Path) -> npt.NDArray[np.int64]:
-        """Return a mask file of this data set as class ids [H, W] int64.
+    def read_mask(self, sample: Sample) -> npt.NDArray[np.int64]:
+        """Return the mask of a sample that has one as class ids [H, W] int64.
 
         Raises:
             UserError: see :func:`u2pl.data.images.read_mask`.
         """
+        assert sample.mask is not None, "only samples of the unlabelled section have no mask"
+        encoding = sample.mask_encoding
         return read_mask(
-            path,
+            sample.mask,
             num_classes=self.num_classes,
-            mask_format=self.mask_format,
+            mask_format=encoding.format,
             colors=self.colors,
             ignore_index=self.ignore_index,
             ignore_color=self.ignore_color,
+            id_map=None if encoding.id_map is None else dict(encoding.id_map),
         )
 
 
 def load_dataset(path: Path | str, *, require: Sequence[str] = ("labeled", "val")) -> Dataset:
     """Read a dataset.yaml and find its files; each folder is listed once, no image is opened.
+
+    Only ``tags: {masks: ...}`` opens masks: those of the unlabelled images, once, as
+    :func:`u2pl.data.class_counts.class_pixels` remembers what they hold.
 
     Args:
         path: the file, or the folder that holds a ``dataset.yaml``.
@@ -143,9 +170,16 @@ def load_dataset(path: Path | str, *, require: Sequence[str] = ("labeled", "val"
             raise UserError(f"{path}: unknown key '{key}'.{nearest_name(str(key), _KEYS)}")
     classes, given_colors = _parse_classes(path, tree.get("classes"))
     ignore_index = _parse_ignore_index(path, tree.get("ignore_index", 255), len(classes))
-    mask_format, ignore_color = _parse_mask_format(path, tree, classes, given_colors)
+    ignore_color = tree.get("ignore_color")
+    if ignore_color is not None:
+        ignore_color = _parse_color(path, ignore_color)
+    encodings = _Encodings(path, classes, given_colors, ignore_color)
+    mask_format = encodings.parse_format(tree.get("mask_format", "index"))
     finder = _Finder(path, _parse_root(path, tree.get("root")))
-    sections = {name: _find_section(finder, name, tree.get(name)) for name in SECTIONS}
+    sections = {
+        name: _find_section(finder, name, tree.get(name), encodings, mask_format)
+        for name in SECTIONS
+    }
     for name in require:
         if not sections[name]:
             raise UserError(
@@ -153,20 +187,17 @@ def load_dataset(path: Path | str, *, require: Sequence[str] = ("labeled", "val"
                 "give it a folder of images, or mend its list."
             )
     _refuse_leaks(path, sections)
-    tags = None
-    if tree.get("tags") is not None:
-        tags = finder.root / str(tree["tags"])
-        sections["unlabeled"] = _with_tags(sections["unlabeled"], tags, classes)
-    return Dataset(
+    dataset = Dataset(
         path=path,
         classes=classes,
         colors=given_colors or default_colors(len(classes)),
         ignore_index=ignore_index,
-        mask_format=mask_format,
         ignore_color=ignore_color,
-        tags=tags,
         **{name: tuple(samples) for name, samples in sections.items()},
     )
+    if tree.get("tags") is None:
+        return dataset
+    return replace(dataset, unlabeled=_with_tags(finder, dataset, tree["tags"], mask_format))
 
 
 def default_colors(num_classes: int) -> tuple[Color, ...]:
@@ -266,31 +297,70 @@ def _parse_ignore_index(path: Path, value: Any, num_classes: int) -> int:
     return value
 
 
-def _parse_mask_format(
-    path: Path, tree: dict[Any, Any], classes: Sequence[str], colors: Sequence[Color]
-) -> tuple[MaskFormat, Color | None]:
-    value = tree.get("mask_format", "index")
-    formats: tuple[MaskFormat, ...] = get_args(MaskFormat)
-    if value not in formats:
-        raise UserError(
-            f"{path}: expected mask_format to be one of {', '.join(formats)}, got {value!r}."
-        )
-    if value == "binary" and len(classes) != 2:
-        raise UserError(
-            f"{path}: mask_format binary needs exactly two classes, got {len(classes)}."
-        )
-    if value == "rgb" and not colors:
-        raise UserError(
-            f"{path}: mask_format rgb needs a color for each class; "
-            "write classes as {name: ..., color: [r, g, b]}."
-        )
-    ignore_color = tree.get("ignore_color")
-    if ignore_color is not None:
-        ignore_color = _parse_color(path, ignore_color)
-    used = [*colors, ignore_color] if ignore_color is not None else [*colors]
-    if value == "rgb" and len(set(used)) < len(used):
-        raise UserError(f"{path}: two classes (or a class and ignore) share a color.")
-    return value, ignore_color
+@dataclass(frozen=True)
+class _Encodings:
+    """Checks what one dataset.yaml says of its mask files against its classes."""
+
+    yaml_path: Path
+    classes: tuple[str, ...]
+    colors: tuple[Color, ...]
+    ignore_color: Color | None
+
+    def parse(self, section: str, spec: dict[Any, Any], default: MaskFormat) -> MaskEncoding:
+        """Return how the masks of a section are read."""
+        mask_format = self.parse_format(spec.get("mask_format", default), f" of '{section}'")
+        if spec.get("id_map") is None:
+            return MaskEncoding(mask_format)
+        if mask_format != "index":
+            raise UserError(
+                f"{self.yaml_path}: the id_map of '{section}' needs index masks, but mask_format "
+                f"is {mask_format}; give '{section}' mask_format: index, or no id_map."
+            )
+        return MaskEncoding(mask_format, self._parse_id_map(section, spec["id_map"]))
+
+    def parse_format(self, value: Any, where: str = "") -> MaskFormat:
+        """Return a mask_format that goes with the classes."""
+        formats: tuple[MaskFormat, ...] = get_args(MaskFormat)
+        if value not in formats:
+            raise UserError(
+                f"{self.yaml_path}: expected mask_format{where} to be one of "
+                f"{', '.join(formats)}, got {value!r}."
+            )
+        if value == "binary" and len(self.classes) != 2:
+            raise UserError(
+                f"{self.yaml_path}: mask_format binary needs exactly two classes, "
+                f"got {len(self.classes)}."
+            )
+        if value == "rgb" and not self.colors:
+            raise UserError(
+                f"{self.yaml_path}: mask_format rgb needs a color for each class; "
+                "write classes as {name: ..., color: [r, g, b]}."
+            )
+        used = [*self.colors, self.ignore_color] if self.ignore_color else [*self.colors]
+        if value == "rgb" and len(set(used)) < len(used):
+            raise UserError(f"{self.yaml_path}: two classes (or a class and ignore) share a color.")
+        checked: MaskFormat = value
+        return checked
+
+    def _parse_id_map(self, section: str, value: Any) -> tuple[tuple[int, int], ...]:
+        where = f"{self.yaml_path}: the id_map of '{section}'"
+        if not isinstance(value, dict) or not value:
+            raise UserError(f"{where} must name classes as {{id: class}}, got {value!r}.")
+        pairs = []
+        for file_id, target in value.items():
+            if type(file_id) is not int or not 0 <= file_id <= _MAX_ID:
+                raise UserError(f"{where} must have ids from 0 to {_MAX_ID}, got {file_id!r}.")
+            if type(target) is int and 0 <= target < len(self.classes):
+                pairs.append((file_id, target))
+            elif target in self.classes:
+                pairs.append((file_id, self.classes.index(target)))
+            else:
+                raise UserError(
+                    f"{where} gives {file_id} to the unknown class {target!r}; name one of "
+                    f"'classes' or its id, 0 to {len(self.classes) - 1}."
+                    f"{nearest_name(str(target), self.classes)}"
+                )
+        return tuple(sorted(pairs))
 
 
 def _parse_root(path: Path, value: Any) -> Path:
@@ -317,10 +387,11 @@ class _Finder:
     yaml_path: Path
     root: Path
     _listed: dict[str, list[str]] = field(default_factory=dict)
+    _resolved: dict[str, str] = field(default_factory=dict)
 
     def find(self, spec: Any, *, where: str, suffixes: Iterable[str]) -> list[_Entry]:
         """Return the files that ``spec`` names, in the order of their names (or of a list)."""
-        if isinstance(spec, str) and (self.root / spec).is_dir():
+        if self.is_folder(spec):
             base = os.path.realpath(self.root / spec)
             relative, head, tail = self._list_folder(base), "", ""
         elif isinstance(spec, str) and re.search(r"[*?\[]", spec):
@@ -347,6 +418,22 @@ class _Finder:
                 key = f"{folder}/{stem}" if folder else stem
                 entries.append(_Entry(name, key, Path(base, item)))
         return entries
+
+    def find_masks(self, spec: Any, *, where: str) -> list[_Entry]:
+        """Return mask files; of a folder, which may hold the images too, the .png alone."""
+        suffixes = (".png",) if self.is_folder(spec) else IMAGE_SUFFIXES
+        return self.find(spec, where=where, suffixes=suffixes)
+
+    def is_folder(self, spec: Any) -> bool:
+        """Return whether ``spec`` names a folder."""
+        return isinstance(spec, str) and (self.root / spec).is_dir()
+
+    def resolve(self, item: str) -> str:
+        """Return the path of a file with its folder's links followed, so that equal is equal."""
+        folder, name = os.path.split(os.path.normpath(self.root / item))
+        if folder not in self._resolved:
+            self._resolved[folder] = os.path.realpath(folder)
+        return os.path.join(self._resolved[folder], name)
 
     def _list_folder(self, folder: str) -> list[str]:
         """Return the relative paths of all files below ``folder``, sorted; hidden ones left out."""
@@ -375,7 +462,7 @@ class _Finder:
 
     def _list_given(self, items: list[str], where: str) -> tuple[str, list[str]]:
         """Return the folder that all files of a list share, and the files below it."""
-        paths = [os.path.normpath(self.root / item) for item in items]
+        paths = [self.resolve(item) for item in items]
         missing = [path for path in paths if not os.path.isfile(path)]
         if missing:
             raise UserError(
@@ -386,14 +473,16 @@ class _Finder:
         return base, [Path(os.path.relpath(path, base)).as_posix() for path in paths]
 
 
-def _find_section(finder: _Finder, section: str, spec: Any) -> list[Sample]:
+def _find_section(
+    finder: _Finder, section: str, spec: Any, encodings: _Encodings, default: MaskFormat
+) -> list[Sample]:
     """Return the samples of one section; none where the yaml has no such section."""
     if spec is None:
         return []
     yaml_path = finder.yaml_path
     if not isinstance(spec, dict) or "images" not in spec:
         raise UserError(f"{yaml_path}: expected '{section}' to have 'images', got {spec!r}.")
-    keys = ("images", "masks", "list")
+    keys = ("images", "masks", "list", "mask_format", "id_map")
     for key in spec:
         if key not in keys:
             raise UserError(
@@ -410,10 +499,16 @@ def _find_section(finder: _Finder, section: str, spec: Any) -> list[Sample]:
     if spec.get("list") is not None:
         images = _select(finder, section, images, finder.root / str(spec["list"]))
     if section == "unlabeled":
+        for key in ("mask_format", "id_map"):
+            if key in spec:
+                raise UserError(
+                    f"{yaml_path}: 'unlabeled' has no masks to read; take its {key} out."
+                )
         return [Sample(entry.name, entry.path) for entry in images]
     if spec.get("masks") is None:
         raise UserError(f"{yaml_path}: the section '{section}' needs 'masks', a folder of masks.")
-    return _pair(finder, section, images, spec["masks"])
+    encoding = encodings.parse(section, spec, default)
+    return _pair(finder, section, images, spec["masks"], encoding)
 
 
 def _select(finder: _Finder, section: str, images: list[_Entry], path: Path) -> list[_Entry]:
@@ -436,7 +531,7 @@ def _select(finder: _Finder, section: str, images: list[_Entry], path: Path) -> 
         plain, suffix = os.path.splitext(item)
         name = plain if suffix.lower() in IMAGE_SUFFIXES else item
         entry = by_name.get(item) or by_name.get(name) or by_stem.get(name)
-        entry = entry or by_path.get(Path(os.path.normpath(finder.root / item)))
+        entry = entry or by_path.get(Path(finder.resolve(item)))
         if entry is None:
             missing.append(item)
         elif entry.name in chosen:
@@ -451,11 +546,12 @@ def _select(finder: _Finder, section: str, images: list[_Entry], path: Path) -> 
     return list(chosen.values())
 
 
-def _pair(finder: _Finder, section: str, images: list[_Entry], spec: Any) -> list[Sample]:
+def _pair(
+    finder: _Finder, section: str, images: list[_Entry], spec: Any, encoding: MaskEncoding
+) -> list[Sample]:
     """Return a sample for each image, with its mask."""
-    is_folder = isinstance(spec, str) and (finder.root / spec).is_dir()
-    suffixes = [".png"] if is_folder else IMAGE_SUFFIXES
-    masks = finder.find(spec, where=f"'{section}: masks'", suffixes=suffixes)
+    is_folder = finder.is_folder(spec)
+    masks = finder.find_masks(spec, where=f"'{section}: masks'")
     by_key = {entry.key: entry.path for entry in masks}
     # Files of a glob or a list may lie anywhere, so there the bare stem will do if it is unique.
     mask_stems = {} if is_folder else _unique_stems(masks)
@@ -468,7 +564,7 @@ def _pair(finder: _Finder, section: str, images: list[_Entry], spec: Any) -> lis
             mask = mask_stems[stem].path
         if mask is None:
             missing.append(entry.name)
-        samples.append(Sample(entry.name, entry.path, mask))
+        samples.append(Sample(entry.name, entry.path, mask, mask_encoding=encoding))
     if missing:
         raise UserError(
             f"{finder.yaml_path}: {len(missing)} of {len(images)} images in '{section}' have no "
@@ -502,55 +598,98 @@ def _refuse_leaks(path: Path, sections: dict[str, list[Sample]]) -> None:
                 )
 
 
-def _with_tags(samples: list[Sample], path: Path, classes: Sequence[str]) -> list[Sample]:
-    """Return the samples with the tags of the CSV; images without a row keep None."""
-    rows = _read_tags(path, classes)
+def _with_tags(
+    finder: _Finder, dataset: Dataset, spec: Any, mask_format: MaskFormat
+) -> tuple[Sample, ...]:
+    """Return the unlabelled samples with their tags; None for an image of which nothing is said."""
+    path, classes, samples = dataset.path, dataset.classes, dataset.unlabeled
+    spec = {"file": spec} if isinstance(spec, str) else spec
+    kinds = [kind for kind in _TAG_KINDS if isinstance(spec, dict) and kind in spec]
+    if len(kinds) != 1:
+        raise UserError(
+            f"{path}: expected tags to be a CSV file, or to have one of "
+            f"{', '.join(_TAG_KINDS)}, got {spec!r}."
+        )
+    kind, keys = kinds[0], (*_TAG_KINDS, "always", "skip")
+    for key in spec:
+        if key not in keys or (key == "skip" and kind != "voc_xml"):
+            what = "only voc_xml takes" if key in keys else "unknown key"
+            raise UserError(f"{path}: {what} '{key}' in 'tags'.{nearest_name(str(key), keys)}")
+    always = class_ids(
+        _parse_names(path, spec, "always"), classes, path=path, context=" in 'tags: always'"
+    )
+    if kind == "file":
+        rows = read_csv_tags(
+            finder.root / str(spec["file"]),
+            classes,
+            suffixes=IMAGE_SUFFIXES,
+            may_be_empty=bool(always),
+        )
+        found = _by_name(samples, rows)
+    else:
+        files = _find_tag_files(finder, kind, spec[kind], samples)
+        if kind == "voc_xml":
+            skip = _parse_names(path, spec, "skip")
+            found = [
+                read_voc_tags(file, classes, skip=skip, may_be_empty=bool(always)) if file else None
+                for file in files
+            ]
+        else:
+            found = _read_mask_tags(dataset, files, MaskEncoding(mask_format))
+    if samples and all(tags is None for tags in found):
+        raise UserError(
+            f"{path}: the tags name no image of 'unlabeled'; expected names such as "
+            f"'{samples[0].name}'."
+        )
+    return tuple(
+        sample if tags is None else replace(sample, tags=tuple(sorted(tags | always)))
+        for sample, tags in zip(samples, found, strict=True)
+    )
+
+
+def _parse_names(path: Path, spec: dict[Any, Any], key: str) -> list[str]:
+    """Return a list of names under ``key``; none where it is not there."""
+    names = spec.get(key, [])
+    if not isinstance(names, list):
+        raise UserError(f"{path}: expected 'tags: {key}' to be a list of names, got {names!r}.")
+    return [str(name) for name in names]
+
+
+def _find_tag_files(
+    finder: _Finder, kind: str, spec: Any, samples: Sequence[Sample]
+) -> list[Path | None]:
+    """Return the XML or mask file of each sample; none of them is opened."""
+    where = f"'tags: {kind}'"
+    if kind == "voc_xml":
+        entries = finder.find(spec, where=where, suffixes=(".xml",))
+    else:
+        entries = finder.find_masks(spec, where=where)
+    by_key = {entry.key: entry.path for entry in entries}
+    return _by_name(samples, by_key | {entry.name: entry.path for entry in entries})
+
+
+def _read_mask_tags(
+    dataset: Dataset, files: Sequence[Path | None], encoding: MaskEncoding
+) -> list[frozenset[int] | None]:
+    """Return the classes that each mask holds; None where there is no mask, or all is ignored."""
+    masked = {file: Sample(file.stem, file, file, mask_encoding=encoding) for file in files if file}
+    rows = class_pixels(dataset, list(masked.values()))
+    present = {
+        file: frozenset(np.flatnonzero(row).tolist())
+        for file, row in zip(masked, rows, strict=True)
+    }
+    return [(present[file] or None) if file else None for file in files]
+
+
+def _by_name(samples: Sequence[Sample], table: Mapping[str, T]) -> list[T | None]:
+    """Return what the table has under each sample's name, or under its stem where that is sure."""
     stems = Counter(sample.name.rpartition("/")[2] for sample in samples)
-    tagged = []
+    found = []
     for sample in samples:
         stem = sample.name.rpartition("/")[2]
-        tags = rows.get(sample.name)
-        if tags is None and stems[stem] == 1:
-            tags = rows.get(stem)
-        tagged.append(Sample(sample.name, sample.image, sample.mask, tags))
-    if samples and all(sample.tags is None for sample in tagged):
-        raise UserError(
-            f"{path}: no row names an image of 'unlabeled'; the first column must hold names such "
-            f"as '{samples[0].name}'."
-        )
-    return tagged
-
-
-def _read_tags(path: Path, classes: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Return the class ids of each row, under the image's name without its suffix."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row]
-    except FileNotFoundError:
-        raise UserError(f"The tags {path} do not exist.") from None
-    except (OSError, UnicodeDecodeError, csv.Error):
-        raise UserError(f"The tags {path} are not a CSV file.") from None
-    if not rows or [cell.strip() for cell in rows[0]] != ["image", "classes"]:
-        raise UserError(f"{path}: expected the header 'image,classes'.")
-    ids = {name: class_id for class_id, name in enumerate(classes)}
-    tags: dict[str, tuple[int, ...]] = {}
-    for row in rows[1:]:
-        image, suffix = os.path.splitext(row[0].strip())
-        image = image if suffix.lower() in IMAGE_SUFFIXES else row[0].strip()
-        names = [name.strip() for name in (row[1] if len(row) == 2 else "").split(";")]
-        names = [name for name in names if name]
-        if not names:
-            raise UserError(
-                f"{path}: expected 'image,class;class' for '{image}', got {row}; "
-                "leave out images whose classes are not known."
-            )
-        for name in names:
-            if name not in ids:
-                raise UserError(
-                    f"{path}: unknown class '{name}' for '{image}'.{nearest_name(name, classes)}"
-                )
-        tags[image] = tuple(sorted({ids[name] for name in names}))
-    return tags
+        by_stem = table.get(stem) if stems[stem] == 1 else None
+        found.append(table.get(sample.name, by_stem))
+    return found
 
 
 def _first_three(names: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ the generator that is passed in.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -32,59 +33,85 @@ def resized_size(height: int, width: int, resize: int | None) -> tuple[int, int]
     return max(1, round(height * factor)), max(1, round(width * factor))
 
 
-def geometry(
-    image: npt.NDArray[np.uint8],
-    mask: npt.NDArray[np.int64] | None,
+@dataclass(frozen=True)
+class View:
+    """A random crop of a scaled image, as numbers.
+
+    Attributes:
+        size: height and width of the whole image after scaling.
+        window: top, left, height and width of what is cut from it; at most the crop.
+        crop: height and width of the result; what the window leaves free, right and below, is
+            padding.
+        is_flipped: the result is mirrored left and right, padding included.
+    """
+
+    size: tuple[int, int]
+    window: tuple[int, int, int, int]
+    crop: tuple[int, int]
+    is_flipped: bool
+
+
+def draw_view(
+    size: tuple[int, int],
     *,
     crop: tuple[int, int],
     scale: tuple[float, float],
     flip: bool,
     resize: int | None,
-    ignore_index: int,
     generator: torch.Generator,
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Return a random crop of a randomly scaled and mirrored image, with its mask.
-
-    The short side is brought to ``resize``, then the image is scaled at random; both are one
-    resampling, bilinear with antialias for the image, nearest for the mask. What is smaller than
-    the crop is padded right and below, before the mirror.
+) -> View:
+    """Return a random view of an image.
 
     Args:
-        image: [H, W, 3] uint8.
-        mask: [H, W] int64, or None.
+        size: height and width of the image's file.
         crop: height and width of the result in pixels.
-        scale: range of the uniform random factor.
+        scale: range of the uniform random factor, on top of ``resize``.
         flip: mirror left and right in half of the draws.
         resize: short side in pixels, or None.
-        ignore_index: what the mask holds on padding.
         generator: four numbers are drawn from it, whatever the settings.
-
-    Returns:
-        image [3, h, w] float32 in [0, 1], 0 on padding; mask [h, w] int64 or None;
-        valid [h, w] bool, False on padding.
     """
     draws: list[float] = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
-    height, width = image.shape[:2]
     factor = scale[0] + (scale[1] - scale[0]) * draws[0]
-    base = resize / min(height, width) if resize is not None else 1.0
-    full_h, full_w = (max(1, round(side * base * factor)) for side in (height, width))
+    base = resize / min(size) if resize is not None else 1.0
+    full_h, full_w = (max(1, round(side * base * factor)) for side in size)
     h, w = min(full_h, crop[0]), min(full_w, crop[1])
     top = int(draws[1] * (full_h - h + 1))
     left = int(draws[2] * (full_w - w + 1))
-    window = (top, left, h, w)
+    return View((full_h, full_w), (top, left, h, w), crop, flip and draws[3] < 0.5)
 
-    pixels = torch.zeros((*crop, 3), dtype=torch.uint8)
-    pixels[:h, :w] = torch.from_numpy(_resample(image, (full_h, full_w), window))
-    valid = torch.zeros(crop, dtype=torch.bool)
+
+def view_image(image: npt.NDArray[np.uint8], view: View) -> tuple[Tensor, Tensor]:
+    """Return an image's view, bilinear with antialias, and where it is valid.
+
+    Args:
+        image: [H, W, 3] uint8.
+        view: of an image of this size.
+
+    Returns:
+        image [3, h, w] float32 in [0, 1], 0 on padding; valid [h, w] bool, False on padding.
+    """
+    _, _, h, w = view.window
+    pixels = torch.zeros((*view.crop, 3), dtype=torch.uint8)
+    pixels[:h, :w] = torch.from_numpy(_resample(image, view.size, view.window))
+    valid = torch.zeros(view.crop, dtype=torch.bool)
     valid[:h, :w] = True
-    labels = None
-    if mask is not None:
-        labels = torch.full(crop, ignore_index, dtype=torch.int64)
-        labels[:h, :w] = torch.from_numpy(_resample_mask(mask, (full_h, full_w), window))
-    if flip and draws[3] < 0.5:
+    if view.is_flipped:
         pixels, valid = pixels.flip(1), valid.flip(1)
-        labels = labels.flip(1) if labels is not None else None
-    return _to_float(pixels), labels, valid
+    return _to_float(pixels), valid
+
+
+def view_labels(mask: npt.NDArray[np.int64], view: View, *, ignore_index: int) -> Tensor:
+    """Return a mask's view [h, w] int64, nearest; ``ignore_index`` on padding.
+
+    Args:
+        mask: [H, W] int64.
+        view: of an image of this size.
+        ignore_index: what padding holds.
+    """
+    _, _, h, w = view.window
+    labels = torch.full(view.crop, ignore_index, dtype=torch.int64)
+    labels[:h, :w] = torch.from_numpy(_resample_mask(mask, view.size, view.window))
+    return labels.flip(1) if view.is_flipped else labels
 
 
 def _resample(
