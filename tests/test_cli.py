@@ -126,6 +126,21 @@ def test_check_of_a_sound_dataset_counts_its_classes(
     assert "No errors" in shown
 
 
+def test_check_says_what_an_id_map_ignores(
+    tmp_path: Path, u2pl: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, result = write_dataset(tmp_path / "data"), tmp_path / "a.json"
+    tree = yaml.safe_load(dataset.read_text())
+    tree["labeled"]["id_map"] = {1: "wall", 2: "ground"}
+    dataset.write_text(yaml.safe_dump(tree))
+    assert u2pl("data", "check", dataset, "--json", result) == 0
+    share = json.loads(result.read_text())["unmapped_share"]["labeled"]
+    shown = capsys.readouterr().out
+    assert f"The id_map of labeled ignores {100 * share:.1f} % of its pixels." in shown
+    assert "warning: " in shown
+    assert "maps no id to the class 'tree'" in shown
+
+
 def test_check_of_a_faulty_dataset_exits_with_1(
     tmp_path: Path, u2pl: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -422,6 +422,7 @@ def test_faulty_tags_are_refused(tmp_path: Path, text: str, message: str) -> Non
         ({"tags": {"masks": "masks", "skip": []}}, "only voc_xml takes 'skip' in 'tags'"),
         ({"tags": {"masks": "masks", "always": "a"}}, "expected 'tags: always' to be a list of n"),
         ({"tags": {"masks": "masks", "always": ["tre"]}}, "unknown class 'tre' in 'tags: always'"),
+        ({"tags": {"voc_xml": "masks", "skip": ["tree"]}}, "'tags: skip' names the class 'tree'"),
         ({"tags": {"voc_xml": "no"}}, "the folder .*no of 'tags: voc_xml' does not exist"),
         ({"tags": {"voc_xml": "masks"}}, "the tags name no image of 'unlabeled'"),
         ({"tags": {"masks": "masks"}}, "the tags name no image of 'unlabeled'"),

@@ -630,6 +630,9 @@ def _with_tags(
         files = _find_tag_files(finder, kind, spec[kind], samples)
         if kind == "voc_xml":
             skip = _parse_names(path, spec, "skip")
+            for name in skip:
+                if name in classes:
+                    raise UserError(f"{path}: 'tags: skip' names the class '{name}'; take it out.")
             found = [
                 read_voc_tags(file, classes, skip=skip, may_be_empty=bool(always)) if file else None
                 for file in files
