@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -155,24 +156,32 @@ def test_check_of_a_faulty_dataset_exits_with_1(
     assert "Traceback" not in captured.out + captured.err
 
 
+@pytest.mark.parametrize(
+    ("setting", "first", "name"),
+    [("semi", "supervised", "labels alone"), ("adapt", "source_only", "source alone")],
+)
 def test_demo_prints_its_table_and_writes_the_promised_keys(
+    setting: str,
+    first: str,
+    name: str,
     tmp_path: Path,
     u2pl: Callable[..., int],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for name, value in {"NUM_LABELED": 2, "NUM_UNLABELED": 2, "NUM_VAL": 2}.items():
-        monkeypatch.setattr(demo, name, value)
+    few = dataclasses.replace(demo.DEMOS[setting], num_labeled=2, num_unlabeled=2, num_val=2)
+    monkeypatch.setitem(demo.DEMOS, setting, few)
     monkeypatch.setattr(demo, "SIZE", (40, 40))
     out, result = tmp_path / "demo", tmp_path / "demo.json"
-    arguments = ["--out", out, "--seed", 1, "--json", result, *QUICK, "train.steps=1"]
+    arguments = ["--setting", setting, "--out", out, "--seed", 1, "--json", result]
+    arguments += [*QUICK, "train.steps=1"]
     assert u2pl("demo", *arguments) == 0
     shown = capsys.readouterr().out
-    assert "U2PL+ against labels alone: " in shown
+    assert f"U2PL+ against {name}: " in shown
     assert "mean" in shown
     written = json.loads(result.read_text())
     assert {"setting", "seed", "miou", "seconds"} <= set(written)
-    assert set(written["miou"]) == {"supervised", "no_contrast", "u2pl"}
+    assert set(written["miou"]) == {first, "no_contrast", "u2pl"}
 
     assert u2pl("demo", *arguments) == 1
     assert "already holds a demo" in capsys.readouterr().err
@@ -284,7 +293,7 @@ MISTAKES: list[tuple[Callable[[Path], list[object]], int, str]] = [
     ),
     (with_arguments("train.steps=many"), 2, "Setting 'train.steps'"),
     (with_arguments("steps"), 2, "Expected settings as key=value, got 'steps'"),
-    (with_arguments("--setting", "weak"), 2, "Expected a setting of semi, supervised"),
+    (with_arguments("--setting", "weak"), 2, "Expected a setting of semi, adapt, supervised"),
     (with_arguments("--recipe", "camvit"), 2, "Did you mean 'camvid'?"),
     (with_arguments("model.encoder=resnet5O"), 2, "Did you mean 'resnet50"),
     (with_arguments("method.low_rank=3"), 2, "Expected 1 <= low_rank < high_rank <= 3 classes"),

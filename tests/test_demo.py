@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from tiny import tiny_overrides
 from u2pl import demo
 from u2pl.config import load_config
 from u2pl.data.sources import load_dataset
+from u2pl.data.synthetic import write_streets
 from u2pl.demo import run_demo
 from u2pl.errors import UserError
 
@@ -18,8 +20,9 @@ QUICK = tiny_overrides(train__steps=3, train__supervised_steps=1)
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"NUM_LABELED": 2, "NUM_UNLABELED": 3, "NUM_VAL": 2}.items():
-        monkeypatch.setattr(demo, name, value)
+    for setting, plan in demo.DEMOS.items():
+        few = dataclasses.replace(plan, num_labeled=2, num_unlabeled=3, num_val=2)
+        monkeypatch.setitem(demo.DEMOS, setting, few)
     monkeypatch.setattr(demo, "SIZE", (48, 48))
 
 
@@ -70,7 +73,7 @@ def test_trainings_side_by_side_give_what_they_give_one_by_one(tmp_path: Path) -
     one_by_one = run_demo(tmp_path / "b", overrides=QUICK, workers=1)
     assert together["miou"] == one_by_one["miou"]
     assert together["iou"] == one_by_one["iou"]
-    assert {name for name, _ in seen} == set(demo.METHODS)
+    assert {name for name, _ in seen} == set(demo.DEMOS["semi"].methods)
 
 
 @pytest.mark.usefixtures("small")
@@ -102,9 +105,54 @@ def test_wrong_setting_is_told_before_anything_is_painted(
     assert not (tmp_path / "demo" / "streets").exists()
 
 
-def test_overrides_win_in_all_three_trainings() -> None:
-    """The methods differ in the contrast's weight and the setting, in nothing else."""
-    assert set(demo.METHODS) == {"supervised", "no_contrast", "u2pl"}
-    assert demo.METHODS["u2pl"] == ("semi", {})
-    assert demo.METHODS["supervised"] == ("supervised", {})
-    assert demo.METHODS["no_contrast"] == ("semi", {"method.contrastive_weight": 0.0})
+@pytest.mark.parametrize(("setting", "first"), [("semi", "supervised"), ("adapt", "source_only")])
+def test_methods_differ_in_the_contrasts_weight_and_the_setting_alone(
+    setting: str, first: str
+) -> None:
+    methods = demo.DEMOS[setting].methods
+    assert list(methods) == [first, "no_contrast", "u2pl"]
+    assert methods[first] == ("supervised", {})
+    assert methods["no_contrast"] == (setting, {"method.contrastive_weight": 0.0})
+    assert methods["u2pl"] == (setting, {})
+
+
+@pytest.mark.usefixtures("small")
+def test_adapt_demo_labels_one_style_and_is_scored_on_another(tmp_path: Path) -> None:
+    result = run_demo(tmp_path / "demo", setting="adapt", overrides=QUICK, workers=1)
+    assert result["setting"] == "adapt"
+    assert list(result["miou"]) == ["source_only", "no_contrast", "u2pl"]
+    plan = demo.DEMOS["adapt"]
+    assert plan.style != plan.target_style
+    dataset = load_dataset(tmp_path / "demo" / "streets")
+    write_streets(
+        tmp_path / "target",
+        num_labeled=0,
+        num_unlabeled=3,
+        num_val=2,
+        size=(48, 48),
+        style=plan.target_style,
+        with_tags=False,
+    )
+    for section, samples in (("unlabeled", dataset.unlabeled), ("val", dataset.val)):
+        for sample in samples:
+            same = tmp_path / "target" / section / "images" / sample.image.name
+            assert sample.image.read_bytes() == same.read_bytes()
+    config = load_config(tmp_path / "demo" / "u2pl" / "config.yaml")
+    assert (config.setting, config.method.mixing) == ("adapt", "classmix_labeled")
+
+
+@pytest.mark.usefixtures("small")
+def test_unknown_demo_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Expected a demo of semi, adapt") as caught:
+        run_demo(tmp_path / "demo", setting="adapted")
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.usefixtures("small")
+def test_another_demo_replaces_all_of_an_earlier_one(tmp_path: Path) -> None:
+    run_demo(tmp_path / "demo", overrides=QUICK, workers=1)
+    (tmp_path / "demo" / "notes.txt").write_text("mine")
+    run_demo(tmp_path / "demo", setting="adapt", overrides=QUICK, workers=1, overwrite=True)
+    names = {path.name for path in (tmp_path / "demo").iterdir()}
+    assert names == {"streets", "source_only", "no_contrast", "u2pl", "demo.json", "notes.txt"}

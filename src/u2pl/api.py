@@ -19,12 +19,9 @@ from u2pl.engine.loop import Progress, check_against_data, fit
 from u2pl.engine.predict import SegmentationModel, load_model
 from u2pl.engine.run_folder import RunFolder
 from u2pl.errors import UserError
-from u2pl.recipes import get_recipe
+from u2pl.recipes import SETTINGS, get_recipe
 
 logger = logging.getLogger(__name__)
-
-SETTINGS = ("semi", "supervised")
-"""What ``train`` can do today."""
 
 
 def make_config(
@@ -38,8 +35,8 @@ def make_config(
 
     Args:
         recipe: a recipe's name, or a path to a YAML file of settings.
-        setting: ``semi``, or ``supervised``, which leaves the unlabelled images out; None keeps
-            the recipe's.
+        setting: ``semi``; ``adapt``, where labelled and unlabelled images are of two domains; or
+            ``supervised``, which leaves the unlabelled images out. None keeps the recipe's.
         seed: of every random draw; None keeps the recipe's.
         overrides: by dotted key, such as ``{"train.steps": 2000}``; they win over the rest.
 
@@ -57,12 +54,8 @@ def make_config(
         if name in (overrides or {}):
             raise UserError(f"Give the {name} as --{name}, not as {name}=….", exit_code=2)
     changes: dict[str, Any] = {"setting": setting}
-    if setting == "supervised":
-        changes |= {
-            "method.unsupervised_weight": 0.0,
-            "method.contrastive_weight": 0.0,
-            "train.supervised_steps": 0,
-        }
+    if setting != config.setting:
+        changes |= SETTINGS[setting]
     if seed is not None:
         changes["train.seed"] = seed
     return config.with_overrides(changes | dict(overrides or {}))
@@ -108,7 +101,7 @@ def train(
         config = make_config(recipe, setting=setting, seed=seed, overrides=overrides)
     check_against_data(config, data)
     quick_check(data)
-    if config.setting == "semi" and not data.unlabeled:
+    if config.setting != "supervised" and not data.unlabeled:
         logger.warning("%s has no unlabelled images: training sees the labels alone.", data.path)
     return fit(
         config, data, folder, resume=resume, on_progress=on_progress, on_evaluation=on_evaluation

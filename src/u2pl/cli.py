@@ -44,9 +44,11 @@ data_app = typer.Typer(help="Look at a data set.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 console = Console()
 
-STARTS = {
-    "streets": "Painting 16 labelled, 400 unlabelled and 100 val streets.",
-    "training": "Training three times: labels alone, without contrast, U2PL+.",
+METHOD_NAMES = {
+    "supervised": "labels alone",
+    "source_only": "source alone",
+    "no_contrast": "+ unlabelled (mean teacher, mixing)",
+    "u2pl": "+ unreliable pixels (U2PL+)",
 }
 
 JsonOption = Annotated[
@@ -136,6 +138,9 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for streets and runs.")] = Path(
         "demo-runs/demo"
     ),
+    setting: Annotated[
+        str, typer.Option(help="semi, or adapt: labelled by day, all else at dusk.")
+    ] = "semi",
     seed: Annotated[int, typer.Option(min=0, help="Of the streets and the trainings.")] = 0,
     overwrite: Annotated[bool, typer.Option(help="Replace a demo already there.")] = False,
     settings: Annotated[
@@ -143,44 +148,54 @@ def demo(
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Paint streets, train on 16 labels with and without 400 unlabelled images, compare.
+    """Paint streets, train with and without 400 unlabelled images, compare.
 
     No download; about ten minutes on two CPU cores.
     """
     with TrainingDisplay() as display:
         result = demo_module.run_demo(
             out,
+            setting=setting,
             seed=seed,
             overrides=parse_assignments(settings or []),
             overwrite=overwrite,
-            on_start=lambda what: say(STARTS[what]),
+            on_start=lambda what: say(describe_start(setting, what)),
             on_progress=display.progress,
         )
     console.print(demo_table(result))
-    gain = result["miou"]["u2pl"] - result["miou"]["supervised"]
+    first, *_ = result["miou"]
+    gain = result["miou"]["u2pl"] - result["miou"][first]
     say(
-        f"U2PL+ against labels alone: {gain:+.1f} mIoU, in {result['seconds'] / 60:.1f} minutes. "
-        f"Runs are in {out}."
+        f"U2PL+ against {METHOD_NAMES[first]}: {gain:+.1f} mIoU, "
+        f"in {result['seconds'] / 60:.1f} minutes. Runs are in {out}."
     )
     write_result(json_file, result)
 
 
+def describe_start(setting: str, what: str) -> str:
+    """What a demo does next: paint ``streets``, or the ``training``.
+
+    >>> describe_start("semi", "streets")
+    'Painting 16 labelled, 400 unlabelled and 100 val streets.'
+    """
+    plan = demo_module.DEMOS[setting]
+    if what == "training":
+        return f"Training: {', '.join(METHOD_NAMES[name] for name in plan.methods)}."
+    return (
+        f"Painting {plan.num_labeled} labelled, {plan.num_unlabeled} unlabelled and "
+        f"{plan.num_val} val streets."
+    )
+
+
 def demo_table(result: dict[str, Any]) -> Table:
     """The demo's mIoU and IoU of each class, in percent."""
-    names = {
-        "supervised": "labels alone",
-        "no_contrast": "+ unlabelled (mean teacher, CutMix)",
-        "u2pl": "+ unreliable pixels (U2PL+)",
-    }
     table = Table(
         title=f"IoU in %, seed {result['seed']}, last checkpoint's teacher, 100 val streets"
     )
     table.add_column("")
     for method in result["miou"]:
-        table.add_column(names[method], justify="right", max_width=16)
-    table.add_row(
-        "**mean**".strip("*"), *(f"{v:.1f}" for v in result["miou"].values()), style="bold"
-    )
+        table.add_column(METHOD_NAMES[method], justify="right", max_width=16)
+    table.add_row("mean", *(f"{v:.1f}" for v in result["miou"].values()), style="bold")
     for name in next(iter(result["iou"].values())):
         cells = (iou[name] for iou in result["iou"].values())
         table.add_row(name, *("–" if value is None else f"{value:.1f}" for value in cells))

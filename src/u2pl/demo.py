@@ -1,4 +1,4 @@
-"""The demo: painted streets, three trainings, one table."""
+"""The demos: painted streets, three trainings, one table."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,22 +20,67 @@ from u2pl.api import make_config, train
 from u2pl.data.synthetic import write_streets
 from u2pl.engine.checkpoint import write_json
 from u2pl.engine.loop import Progress
-from u2pl.errors import UserError
+from u2pl.errors import UserError, nearest_name
 
-METHODS: dict[str, tuple[str, dict[str, Any]]] = {
-    "supervised": ("supervised", {}),
-    "no_contrast": ("semi", {"method.contrastive_weight": 0.0}),
-    "u2pl": ("semi", {}),
-}
-"""Setting and overrides of each row of the table: labels alone, mean teacher with CutMix, all."""
-
-NUM_LABELED, NUM_UNLABELED, NUM_VAL = 16, 400, 100
 SIZE = (96, 96)
+WITHOUT_CONTRAST = {"method.contrastive_weight": 0.0}
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What one of the demos paints and trains.
+
+    Attributes:
+        recipe: of all its trainings.
+        num_labeled, num_unlabeled, num_val: streets.
+        style, target_style: of the labelled streets, and of the others.
+        methods: setting and overrides of each row of the table.
+    """
+
+    recipe: str
+    num_labeled: int
+    num_unlabeled: int
+    num_val: int
+    style: str
+    target_style: str
+    methods: dict[str, tuple[str, dict[str, Any]]]
+
+
+DEMOS: dict[str, Demo] = {
+    "semi": Demo(
+        recipe="demo",
+        num_labeled=16,
+        num_unlabeled=400,
+        num_val=100,
+        style="clear",
+        target_style="clear",
+        methods={
+            "supervised": ("supervised", {}),
+            "no_contrast": ("semi", WITHOUT_CONTRAST),
+            "u2pl": ("semi", {}),
+        },
+    ),
+    "adapt": Demo(
+        recipe="demo-adapt",
+        num_labeled=200,
+        num_unlabeled=400,
+        num_val=100,
+        style="clear",
+        target_style="dusk",
+        methods={
+            "source_only": ("supervised", {}),
+            "no_contrast": ("adapt", WITHOUT_CONTRAST),
+            "u2pl": ("adapt", {}),
+        },
+    ),
+}
+"""By setting. In each the last row is the whole method, and the first the one to beat."""
 
 
 def run_demo(
     out: Path,
     *,
+    setting: str = "semi",
     seed: int = 0,
     overrides: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -45,6 +91,7 @@ def run_demo(
     """Paint a street data set and train on it three times, with the same number of steps.
 
     Args:
+        setting: ``semi``, or ``adapt``: labelled streets of one style, all others of another.
         out: gets ``streets/`` and a run folder a method; it must not hold a demo yet.
         seed: of the streets and of the trainings.
         overrides: settings by dotted key, for all three trainings.
@@ -58,21 +105,29 @@ def run_demo(
         ``miou_student`` likewise, ``iou`` (method → class → percent) and ``seconds``.
 
     Raises:
-        UserError: where the folder holds a demo already, or a setting is wrong.
+        UserError: for a setting without a demo, where the folder holds a demo already, or where
+            a training's setting is wrong.
     """
     started = time.perf_counter()
+    if setting not in DEMOS:
+        raise UserError(
+            f"Expected a demo of {', '.join(DEMOS)}, got '{setting}'."
+            f"{nearest_name(setting, DEMOS)}",
+            exit_code=2,
+        )
+    demo = DEMOS[setting]
     jobs: dict[str, dict[str, Any]] = {}
-    for name, (setting, changes) in METHODS.items():
-        settings: dict[str, Any] = {"setting": setting, "seed": seed}
+    for name, (training_setting, changes) in demo.methods.items():
+        settings: dict[str, Any] = {"setting": training_setting, "seed": seed}
         settings["overrides"] = changes | dict(overrides or {})
-        make_config("demo", **settings)  # a mistake is told before anything is painted
-        jobs[name] = settings | {"recipe": "demo", "out": out / name}
+        make_config(demo.recipe, **settings)  # a mistake is told before anything is painted
+        jobs[name] = settings | {"recipe": demo.recipe, "out": out / name}
     on_start("streets")
-    dataset = paint(out, seed=seed, overwrite=overwrite)
+    dataset = paint(demo, out, seed=seed, overwrite=overwrite)
     on_start("training")
-    results = train_side_by_side(dataset, jobs, workers or default_workers(), on_progress)
+    results = train_side_by_side(dataset, jobs, workers or default_workers(len(jobs)), on_progress)
     result = {
-        "setting": "semi",
+        "setting": setting,
         "seed": seed,
         "miou": {name: run["ema"]["miou"] for name, run in results.items()},
         "miou_student": {name: run["student"]["miou"] for name, run in results.items()},
@@ -83,9 +138,9 @@ def run_demo(
     return result
 
 
-def default_workers() -> int:
+def default_workers(num_jobs: int) -> int:
     """Trainings at a time: a small net makes better use of a core each than of two together."""
-    return 1 if torch.cuda.is_available() else min(len(METHODS), os.cpu_count() or 1)
+    return 1 if torch.cuda.is_available() else min(num_jobs, os.cpu_count() or 1)
 
 
 def train_side_by_side(
@@ -140,10 +195,10 @@ def _train_in_worker(dataset: Path, name: str, job: dict[str, Any], events: Any)
         return {"error": str(error), "exit_code": error.exit_code}
 
 
-def paint(out: Path, *, seed: int, overwrite: bool) -> Path:
-    """Paint the demo's streets and return their dataset.yaml; see :func:`run_demo`."""
+def paint(demo: Demo, out: Path, *, seed: int, overwrite: bool) -> Path:
+    """Paint a demo's streets and return their dataset.yaml; see :func:`run_demo`."""
     if overwrite:
-        for name in ("streets", *METHODS):
+        for name in ("streets", *{name for each in DEMOS.values() for name in each.methods}):
             shutil.rmtree(out / name, ignore_errors=True)
     if (out / "streets").exists():
         raise UserError(
@@ -151,11 +206,13 @@ def paint(out: Path, *, seed: int, overwrite: bool) -> Path:
         )
     return write_streets(
         out / "streets",
-        num_labeled=NUM_LABELED,
-        num_unlabeled=NUM_UNLABELED,
-        num_val=NUM_VAL,
+        num_labeled=demo.num_labeled,
+        num_unlabeled=demo.num_unlabeled,
+        num_val=demo.num_val,
         size=SIZE,
-        style="clear",
+        style=demo.style,
+        unlabeled_style=demo.target_style,
+        val_style=demo.target_style,
         seed=seed,
         with_tags=False,  # they come from the true masks, and would be labels in disguise
     )

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from factories import write_dataset
+from u2pl import make_config
 from u2pl.config import Config, parse_config
 from u2pl.data.sources import load_dataset
 from u2pl.engine.loop import check_against_data
 from u2pl.errors import UserError
 from u2pl.models import Segmenter
-from u2pl.recipes import RECIPES, get_recipe
+from u2pl.recipes import RECIPES, SETTINGS, adapt, get_recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -17,11 +18,12 @@ def test_recipe_is_a_complete_configuration_of_its_name(name: str) -> None:
     config = get_recipe(name)
     assert isinstance(config, Config)
     assert config.recipe == name
-    assert config.setting == "semi"
+    adapts = config.method.mixing == "classmix_labeled"
+    assert config.setting == ("adapt" if adapts else "semi")
     assert parse_config(config.model_dump()) == config
 
 
-@pytest.mark.parametrize("name", ["camvid-small", "demo"])
+@pytest.mark.parametrize("name", ["camvid-small", "demo", "street6-small", "demo-adapt"])
 def test_small_recipe_builds_a_network_that_sees_its_own_crop(name: str) -> None:
     config = get_recipe(name)
     model = Segmenter(config.model, 3, load_pretrained=False).eval()
@@ -45,6 +47,32 @@ def test_recipe_fits_every_number_of_classes(
 def test_recipe_leaves_steps_for_the_method(name: str) -> None:
     train = get_recipe(name).train
     assert 3 * train.supervised_steps <= train.steps
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_recipe_of_another_setting_takes_what_the_setting_changes(
+    name: str, setting: str
+) -> None:
+    own, config = get_recipe(name), make_config(name, setting=setting)
+    assert config.setting == setting
+    if setting == own.setting:
+        assert config == own
+        return
+    tree = config.model_dump()
+    for dotted, value in SETTINGS[setting].items():
+        group, key = dotted.split(".")
+        assert tree[group][key] == value
+
+
+def test_dacs_is_a_recipe_of_its_own_in_the_same_step() -> None:
+    """Every target pixel has a label and weighs by the teacher's confidence; nothing contrasts."""
+    config = make_config("demo-adapt", overrides=adapt.DACS)
+    assert config.method.contrastive_weight == 0
+    assert config.method.initial_unreliable_fraction == 0
+    assert config.method.pixel_weighting == "confident_share"
+    assert config.method.mixing == "classmix_labeled"
+    assert config.data.rare_class_temperature is None
 
 
 def test_queues_of_a_recipe_remember_several_steps() -> None:

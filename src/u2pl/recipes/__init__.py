@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from u2pl.config import Config
 from u2pl.errors import UserError, nearest_name
-from u2pl.recipes import semi
+from u2pl.recipes import adapt, semi
 
 RECIPES: dict[str, Callable[[], Config]] = {
     "default": semi.default,
     "camvid": semi.camvid,
     "camvid-small": semi.camvid_small,
     "demo": semi.demo,
+    "gta5-cityscapes": adapt.gta5_cityscapes,
+    "synthia-cityscapes": adapt.synthia_cityscapes,
+    "street6-small": adapt.street6_small,
+    "demo-adapt": adapt.demo_adapt,
 }
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "semi": {
+        "method.mixing": "cutmix",
+        "train.separate_statistics": False,
+        "data.rare_class_temperature": None,
+    },
+    "adapt": adapt.CHANGES,
+    "supervised": {
+        "method.unsupervised_weight": 0.0,
+        "method.contrastive_weight": 0.0,
+        "train.supervised_steps": 0,
+    },
+}
+"""What ``train`` can do, and what each changes in a recipe that was written for another."""
 
 
 def get_recipe(name: str) -> Config:
