@@ -46,7 +46,7 @@ def test_recipe_fits_every_number_of_classes(
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_leaves_steps_for_the_method(name: str) -> None:
     train = get_recipe(name).train
-    assert 3 * train.supervised_steps <= train.steps
+    assert 2 * train.supervised_steps <= train.steps
 
 
 @pytest.mark.parametrize("name", RECIPES)

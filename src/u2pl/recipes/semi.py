@@ -66,7 +66,11 @@ def camvid_small() -> Config:
             mix_probability=1.0,
         ),
         optimizer=OptimizerSettings(name="adamw", lr=5e-4, head_lr_factor=4.0, weight_decay=1e-2),
-        train=TrainSettings(steps=1500, supervised_steps=500, eval_every=500, checkpoint_every=250),
+        # labels alone still learn rare classes at step 1500, and a teacher must know a class before
+        # its pseudo-labels can teach it
+        train=TrainSettings(
+            steps=3000, supervised_steps=1500, eval_every=1000, checkpoint_every=500
+        ),
     )
 
 
