@@ -67,12 +67,15 @@ def test_a_recipe_of_another_setting_takes_what_the_setting_changes(
 
 def test_dacs_is_a_recipe_of_its_own_in_the_same_step() -> None:
     """Every target pixel has a label and weighs by the teacher's confidence; nothing contrasts."""
-    config = make_config("demo-adapt", overrides=adapt.DACS)
+    config = get_recipe("gta5-cityscapes-dacs")
     assert config.method.contrastive_weight == 0
     assert config.method.initial_unreliable_fraction == 0
     assert config.method.pixel_weighting == "confident_share"
     assert config.method.mixing == "classmix_labeled"
     assert config.data.rare_class_temperature is None
+    back = get_recipe("gta5-cityscapes").model_dump()
+    changed = adapt.DACS | {"recipe": "gta5-cityscapes-dacs"}
+    assert config.model_dump() == parse_config(back).with_overrides(changed).model_dump()
 
 
 def test_queues_of_a_recipe_remember_several_steps() -> None:

@@ -15,6 +15,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "camvid-small": semi.camvid_small,
     "demo": semi.demo,
     "gta5-cityscapes": adapt.gta5_cityscapes,
+    "gta5-cityscapes-dacs": adapt.gta5_cityscapes_dacs,
     "synthia-cityscapes": adapt.synthia_cityscapes,
     "street6-small": adapt.street6_small,
     "demo-adapt": adapt.demo_adapt,

@@ -65,6 +65,11 @@ def gta5_cityscapes() -> Config:
     )
 
 
+def gta5_cityscapes_dacs() -> Config:
+    """DACS with the numbers of ``gta5-cityscapes``, to compare with in the same step."""
+    return gta5_cityscapes().with_overrides({**DACS, "recipe": "gta5-cityscapes-dacs"})
+
+
 def synthia_cityscapes() -> Config:
     """SYNTHIA → Cityscapes: as from GTA5, with SYNTHIA's size."""
     return gta5_cityscapes().with_overrides(
