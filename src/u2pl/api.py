@@ -20,10 +20,11 @@ from u2pl.engine.predict import SegmentationModel, load_model
 from u2pl.engine.run_folder import RunFolder
 from u2pl.errors import UserError
 from u2pl.recipes import get_recipe
+from u2pl.weak import make_seeds
 
 logger = logging.getLogger(__name__)
 
-SETTINGS = ("semi", "supervised")
+SETTINGS = ("semi", "weak", "supervised")
 """What ``train`` can do today."""
 
 
@@ -38,8 +39,8 @@ def make_config(
 
     Args:
         recipe: a recipe's name, or a path to a YAML file of settings.
-        setting: ``semi``, or ``supervised``, which leaves the unlabelled images out; None keeps
-            the recipe's.
+        setting: ``semi``; ``weak``, which first makes seed masks from image tags; or
+            ``supervised``, which leaves the unlabelled images out. None keeps the recipe's.
         seed: of every random draw; None keeps the recipe's.
         overrides: by dotted key, such as ``{"train.steps": 2000}``; they win over the rest.
 
@@ -101,15 +102,18 @@ def train(
         UserError: for whatever the user can mend, before training starts where it can be known.
     """
     folder = RunFolder(Path(out))
-    data = load_dataset(dataset)
     if resume:
         config = resumed_config(folder, overrides or {})
     else:
         config = make_config(recipe, setting=setting, seed=seed, overrides=overrides)
+    is_weak = config.setting == "weak"
+    data = load_dataset(dataset, require=("unlabeled" if is_weak else "labeled", "val"))
     check_against_data(config, data)
     quick_check(data)
     if config.setting == "semi" and not data.unlabeled:
         logger.warning("%s has no unlabelled images: training sees the labels alone.", data.path)
+    if is_weak:
+        data, resume = make_seeds(config, data, folder, resume=resume), True
     return fit(
         config, data, folder, resume=resume, on_progress=on_progress, on_evaluation=on_evaluation
     )

@@ -62,12 +62,14 @@ class Sample:
         image: the file.
         mask: its mask file; None in the unlabelled section.
         tags: sorted ids of the classes that the image may hold; None where nothing is said.
+        mask_format: how its mask file spells class ids; None as the data set's files do.
     """
 
     name: str
     image: Path
     mask: Path | None = None
     tags: tuple[int, ...] | None = None
+    mask_format: MaskFormat | None = None
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,14 @@ class Dataset:
         """The four sections by name; absent ones are empty."""
         return {name: getattr(self, name) for name in SECTIONS}
 
-    def read_mask(self, path: Path) -> npt.NDArray[np.int64]:
+    def read_mask(
+        self, path: Path, *, mask_format: MaskFormat | None = None
+    ) -> npt.NDArray[np.int64]:
         """Return a mask file of this data set as class ids [H, W] int64.
+
+        Args:
+            path: the file.
+            mask_format: how it spells class ids; None as the data set's files do.
 
         Raises:
             UserError: see :func:`u2pl.data.images.read_mask`.
@@ -116,7 +124,7 @@ class Dataset:
         return read_mask(
             path,
             num_classes=self.num_classes,
-            mask_format=self.mask_format,
+            mask_format=mask_format or self.mask_format,
             colors=self.colors,
             ignore_index=self.ignore_index,
             ignore_color=self.ignore_color,
