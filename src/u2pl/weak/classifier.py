@@ -286,7 +286,7 @@ def _update(
         logits = model(images, batch.valid).logits
     loss = tag_loss(logits, tags, background_class=config.method.background_class)
     if not loss.isfinite():
-        raise _not_finite(f"the loss became {float(loss)}", step)
+        raise _not_finite(f"the loss became {loss.item()}", step)
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     if settings.max_grad_norm is not None:

@@ -50,14 +50,14 @@ def refine_maps(
     >>> image = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(1, 3, 1, 4)
     >>> refined = refine_maps(maps, image, dilations=[1], iterations=9)
     >>> [round(value, 1) for value in refined.flatten().tolist()]
-    [0.3, 0.3, 0.1, 0.1]
+    [0.4, 0.4, 0.0, 0.0]
     """
     if maps.shape[0] != images.shape[0] or maps.shape[-2:] != images.shape[-2:]:
         raise ValueError(
             f"Expected maps and images of one number and size, got {tuple(maps.shape)} and "
             f"{tuple(images.shape)}."
         )
-    if iterations == 0:
+    if iterations == 0 or maps.numel() == 0:
         return maps
     affinity = pixel_affinity(
         images, dilations=dilations, bandwidth=bandwidth, position_weight=position_weight

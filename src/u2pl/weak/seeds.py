@@ -41,6 +41,7 @@ def seed_labels(
         scores go to the lower id. An image without a possible class is background, or ignored
         where there is none.
 
+    >>> import torch
     >>> maps = torch.tensor([0.1, 0.4, 0.9]).view(1, 1, 1, 3).repeat(1, 2, 1, 1)
     >>> tags = torch.tensor([[False, True]])
     >>> rule = {"low": 0.3, "high": 0.6, "margin": 0.2, "ignore_index": 255}
