@@ -219,14 +219,13 @@ class WeakSettings(Settings):
     )
     """Distances in pixels at which a pixel has eight neighbours each [R: AFA]."""
     low: float = Field(0.35, ge=0, le=1)
-    """A pixel whose best foreground score is below is background [R: AFA]; where
-    ``method.background_class`` is None, nothing reads it."""
+    """A pixel whose best score is below shows no tagged class: it is ``method.background_class``
+    [R: AFA], or ignored where that is None."""
     high: float = Field(0.55, ge=0, le=1)
-    """A pixel whose best foreground score is above is that class [R: AFA]; where
-    ``method.background_class`` is None, nothing reads it."""
+    """With a background class: a pixel whose best score is above is that class [R: AFA]."""
     margin: float = Field(0.2, ge=0, lt=1)
-    """Where every pixel belongs to a tagged class (``method.background_class`` is None): by how
-    much the best score must lead the next."""
+    """Without a background class: the best score must lead the next by more than this fraction of
+    itself [R]."""
     true_masks: Path | None = None
     """A folder of masks of tagged images, to measure seeds by; no training sees them."""
 

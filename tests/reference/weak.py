@@ -83,6 +83,11 @@ def refine(
     return maps
 
 
+def leads(scores: list[float], margin: float) -> bool:
+    """Whether the first of descending scores is the only one or far enough ahead."""
+    return len(scores) == 1 or scores[0] - scores[1] > margin * scores[0]
+
+
 def seed_labels(
     maps: ClassMaps,
     tags: list[list[bool]],
@@ -108,7 +113,7 @@ def seed_labels(
                         label = background_class
                     elif scores[0] > high:
                         label = ranked[0][1]
-                elif len(scores) == 1 or (scores and scores[0] - scores[1] > margin):
+                elif scores and scores[0] >= low and leads(scores, margin):
                     label = ranked[0][1]
                 row.append(label)
             rows.append(row)

@@ -17,22 +17,25 @@ def seed_labels(
 ) -> Tensor:
     """Label the pixels whose scores are sure, by one of two rules.
 
-    *With a background class*, which no tag names and no map shows: the best score of a possible
-    class decides. Above ``high`` the pixel is that class, below ``low`` it is background, between
-    it is ignored. This is the argmax beside a background whose score is ``high`` (for the
-    classes) or ``low`` (for the background) everywhere. Such a flat score can be left out of the
-    refinement, which does not change it.
+    In both, a pixel whose best score is below ``low`` shows no tagged class.
 
-    *Without one* every pixel belongs to a possible class, and a low score speaks for no other.
-    So not the score decides but its lead: a pixel is the best class where that leads the next one
-    by more than ``margin``. Where but one class is possible, it is everywhere.
+    *With a background class*, which no tag names and no map shows, such a pixel is background;
+    one whose best score is above ``high`` is that class; the others are ignored. This is the
+    argmax beside a background whose score is ``high`` (for the classes) or ``low`` (for the
+    background) everywhere. Such a flat score can be left out of the refinement, which does not
+    change it.
+
+    *Without one* every pixel belongs to a possible class, up to a few of which nothing is known.
+    How high a score is says little there, because each class has its maximum somewhere: a pixel
+    is the best class where that leads the next one by more than the share ``margin`` of itself.
+    Where but one class is possible, ``low`` alone decides.
 
     Args:
         maps: [B, C, H, W] floating, scores in [0, 1], such as refined class activation maps.
         possible_classes: [B, C] bool, the image tags; the background's entry is not read.
-        low: background below, exclusive.
-        high: a class above, exclusive.
-        margin: least lead, exclusive.
+        low: no class below, exclusive; from 0 to 1.
+        high: a class above, exclusive; read with a background class alone.
+        margin: least lead as a fraction of the best score, exclusive; read without one alone.
         background_class: its id; None where every pixel belongs to a tagged class.
         ignore_index: the label of unsure pixels.
 
@@ -48,7 +51,7 @@ def seed_labels(
     >>> seed_labels(maps, tags, background_class=0, **rule)
     tensor([[[  0, 255,   1]]])
     >>> seed_labels(maps, tags, background_class=None, **rule)
-    tensor([[[1, 1, 1]]])
+    tensor([[[255,   1,   1]]])
     """
     if background_class is not None:
         possible_classes = possible_classes.clone()
@@ -58,6 +61,5 @@ def seed_labels(
     if background_class is not None:
         labels = labels.masked_fill(best <= high, ignore_index)
         return labels.masked_fill(best < low, background_class)
-    unsure = best - scores.topk(2, dim=1).values[:, 1] <= margin
-    num_possible = possible_classes.sum(dim=1)[:, None, None]
-    return labels.masked_fill((unsure & (num_possible > 1)) | (num_possible == 0), ignore_index)
+    lead = best - scores.topk(2, dim=1).values[:, 1]
+    return labels.masked_fill((best < low) | (lead <= margin * best), ignore_index)
