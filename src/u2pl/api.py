@@ -80,6 +80,7 @@ def train(
     resume: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
     on_evaluation: Callable[[int, dict[str, Evaluation]], None] = lambda *_: None,
+    on_seeds: Callable[[str, int, int], None] = lambda *_: None,
 ) -> dict[str, Any]:
     """Check a data set, train on it, and leave a run folder.
 
@@ -94,6 +95,7 @@ def train(
             ``overrides`` only ``train.stop_after`` may be given.
         on_progress: called with each row of training metrics.
         on_evaluation: called with each evaluation.
+        on_seeds: called on the way from tags to seeds; see :func:`u2pl.weak.make_seeds`.
 
     Returns:
         The last evaluation; see :func:`u2pl.engine.loop.fit`.
@@ -113,7 +115,8 @@ def train(
     if config.setting == "semi" and not data.unlabeled:
         logger.warning("%s has no unlabelled images: training sees the labels alone.", data.path)
     if is_weak:
-        data, resume = make_seeds(config, data, folder, resume=resume), True
+        data = make_seeds(config, data, folder, resume=resume, on_progress=on_seeds)
+        resume = True  # the folder is there
     return fit(
         config, data, folder, resume=resume, on_progress=on_progress, on_evaluation=on_evaluation
     )

@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 
 from factories import write_dataset
+from u2pl.data.images import write_mask
 from u2pl.data.sources import default_colors, load_dataset, split_hash, write_lists
 from u2pl.errors import UserError
 
@@ -280,3 +281,13 @@ def test_two_images_of_one_name_are_refused(path: Path) -> None:
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(path.parent / "images" / "labeled_0.jpg")
     with pytest.raises(UserError, match="belong to more than one file: labeled_0;"):
         load_dataset(path)
+
+
+def test_mask_of_its_own_format_is_read_as_such(tmp_path: Path) -> None:
+    dataset = load_dataset(write_dataset(tmp_path, mask_format="rgb"))
+    ids = np.array([[0, 2, 255]])
+    write_mask(tmp_path / "seed.png", ids, colors=dataset.colors)
+    with pytest.raises(UserError, match="no class has the color"):
+        dataset.read_mask(tmp_path / "seed.png")
+    read = dataset.read_mask(tmp_path / "seed.png", mask_format="index")
+    assert read.tolist() == ids.tolist()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -153,6 +155,11 @@ def test_run_that_was_killed_ends_with_the_same_weights(dataset: Dataset, tmp_pa
     )
     assert steps == [3, 4]
     assert same(again, whole)
+    logs = [(tmp_path / run / "eval/classifier.json").read_text() for run in ("whole", "killed")]
+    assert logs[0] == logs[1]
+    log = json.loads(logs[0])
+    assert [row["step"] for row in log["losses"]] == [1, 2, 3, 4]
+    assert log["losses"][0]["loss"] == pytest.approx(3 * math.log(2), abs=0.5)  # undecided at first
 
 
 def test_finished_classifier_is_read_and_not_trained_again(
@@ -235,8 +242,9 @@ def test_loss_that_is_not_finite_stops_before_the_update(
 def test_weights_that_are_not_finite_are_never_saved(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def spoil(model: TagClassifier, *_: Any) -> None:
+    def spoil(model: TagClassifier, *_: Any) -> float:
         model.classifier.weight.data[0, 0] = float("inf")
+        return 1.0
 
     monkeypatch.setattr(classifier, "_update", spoil)
     with pytest.raises(UserError, match="at step 4 the update made weights that are not finite"):

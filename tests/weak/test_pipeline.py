@@ -316,7 +316,15 @@ def test_training_from_tags_leaves_a_model_and_goes_on_after_a_stop(
     tagged: Path, made: tuple[Path, Dataset], tmp_path: Path
 ) -> None:
     arguments: dict[str, Any] = {"recipe": "demo", "setting": "weak"}
-    whole = u2pl.train(tagged, out=tmp_path / "a", overrides=overrides(), **arguments)
+    stages: list[str] = []
+    whole = u2pl.train(
+        tagged,
+        out=tmp_path / "a",
+        overrides=overrides(),
+        on_seeds=lambda stage, *_: stages.append(stage),
+        **arguments,
+    )
+    assert stages == ["classifier"] * 3 + ["seeds"] * 4
     assert (whole["step"], whole["finished"]) == (2, True)
     assert seeds_in(tmp_path / "a") == seeds_in(made[0])
     stopped = overrides(train__stop_after=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import NamedTuple
@@ -14,7 +15,13 @@ from u2pl.config import Config, ModelSettings, OptimizerSettings
 from u2pl.data.batch import UnlabeledBatch
 from u2pl.data.loaders import derive_seed, unlabeled_batches
 from u2pl.data.sources import Dataset, Sample
-from u2pl.engine.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
+from u2pl.engine.checkpoint import (
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+    save_weights,
+    write_json,
+)
 from u2pl.engine.loop import Interrupted, choose_precision
 from u2pl.engine.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
 from u2pl.engine.run_folder import RunFolder
@@ -174,8 +181,9 @@ def train_classifier(
     Args:
         config: ``weak``, and with it model, data, optimizer and train.
         dataset: whose unlabelled images all have tags.
-        folder: where the checkpoint lies after every ``train.checkpoint_every`` steps and the
-            weights at the end; if these are there already, nothing is trained.
+        folder: where the checkpoint lies after every ``train.checkpoint_every`` steps, and at the
+            end the weights and ``eval/classifier.json``, the losses of every ``train.log_every``
+            steps; if the weights are there already, nothing is trained.
         device: to train on.
         asked_to_stop: looked at after each step.
         on_progress: called with ``classifier``, the steps made and their number.
@@ -196,30 +204,36 @@ def train_classifier(
         return model.eval()
     optimizer = build_optimizer(model, _optimizer_settings(config))
     step = 0
+    losses: list[dict[str, float]] = []
     if checkpoint.is_file():
         state = load_checkpoint(checkpoint, device, network=NAME)
         model.load_state_dict(state[NAME])
         optimizer.load_state_dict(state["optimizer"])
-        step = state["step"]
+        step, losses = state["step"], state["losses"]
     model.train()
     with closing(_batches(config, dataset, start_step=step)) as batches:
         for batch in batches:
-            _update(model, optimizer, batch.to(device), config, step)
+            loss = _update(model, optimizer, batch.to(device), config, step)
             step += 1
+            if step % config.train.log_every == 0 or step == total:
+                losses.append({"step": step, "loss": loss})
             on_progress(NAME, step, total)
             asked = asked_to_stop()
             if step == total:
                 break
             if asked or step % config.train.checkpoint_every == 0:
                 _require_finite(model, step)
-                state = {"optimizer": optimizer.state_dict(), "step": step}
+                state = {"optimizer": optimizer.state_dict(), "step": step, "losses": losses}
                 save_checkpoint(checkpoint, {NAME: model.state_dict(), **state})
             if asked:
                 raise Interrupted(
                     0, dataset, folder, done=f"{step} of {total} steps of the tag classifier"
                 )
     _require_finite(model, step)
-    save_weights(weights, model.state_dict())
+    log = folder.path / "eval" / f"{NAME}.json"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    write_json(log, {"steps": total, "losses": losses})
+    save_weights(weights, model.state_dict())  # last: it says that all is there
     checkpoint.unlink(missing_ok=True)
     return model.eval()
 
@@ -269,8 +283,8 @@ def _update(
     batch: UnlabeledBatch,
     config: Config,
     step: int,
-) -> None:
-    """Make one step on the strong view of a batch."""
+) -> float:
+    """Make one step on the strong view of a batch, and return its loss."""
     settings = config.optimizer
     factor = learning_rate_factor(
         step,
@@ -285,13 +299,15 @@ def _update(
     with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=in_bfloat16):
         logits = model(images, batch.valid).logits
     loss = tag_loss(logits, tags, background_class=config.method.background_class)
-    if not loss.isfinite():
-        raise _not_finite(f"the loss became {loss.item()}", step)
+    value = loss.item()
+    if not math.isfinite(value):
+        raise _not_finite(f"the loss became {value}", step)
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     if settings.max_grad_norm is not None:
         nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
     optimizer.step()
+    return value
 
 
 def _require_finite(model: TagClassifier, step: int) -> None:

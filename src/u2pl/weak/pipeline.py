@@ -45,7 +45,8 @@ def make_seeds(
     """Turn the tags of a data set's unlabelled images into seed masks to train on.
 
     A classifier learns the tags; its class activation maps are refined and labelled where sure.
-    In the run folder this leaves ``weights/classifier.safetensors``, ``seeds/<name>.png`` (index
+    In the run folder this leaves ``weights/classifier.safetensors`` with its losses in
+    ``eval/classifier.json``, ``seeds/<name>.png`` (index
     masks), ``splits/tags.csv`` (the tags that were used), ``eval/seeds.json`` (see
     :func:`~u2pl.weak.quality.seed_quality`; true masks are those of labelled images that have
     tags too, and of ``weak.true_masks``) and ``pictures/seeds.png``. What is there already is not
@@ -68,6 +69,8 @@ def make_seeds(
             cannot be read, or the classifier's training fails.
         Interrupted: on SIGINT or SIGTERM, after saving.
     """
+    if config.train.deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
     tagged = tagged_samples(dataset)
     true_masks = find_true_masks(config, dataset, tagged)
     if not resume:
