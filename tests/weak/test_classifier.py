@@ -266,6 +266,23 @@ def test_resumed_classifier_needs_its_encoders_weights_no_more(
     train(config, dataset, tmp_path / "a")
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_classifier_of_another_network_is_refused(
+    dataset: Dataset, tmp_path: Path, finished: bool
+) -> None:
+    if finished:
+        train(quick(weak__steps=1), dataset, tmp_path)
+    else:
+        with pytest.raises(Interrupted):
+            train(quick(), dataset, tmp_path, asked_to_stop=lambda: True)
+    with pytest.raises(UserError) as caught:
+        train(quick(model__encoder="test_efficientnet"), dataset, tmp_path)
+    assert str(caught.value) == (
+        f"The tag classifier of {tmp_path} does not fit its config.yaml; has the file been edited "
+        "since the run was started?"
+    )
+
+
 # warnings
 
 

@@ -192,24 +192,31 @@ def train_classifier(
         The network in evaluation mode.
 
     Raises:
-        UserError: where an image cannot be read, or the loss or a weight is no longer finite.
+        UserError: where an image cannot be read, the loss or a weight is no longer finite, or what
+            the folder holds does not fit.
         Interrupted: where it was asked to stop, after saving.
     """
     total, weights = config.weak.steps, folder.weights(NAME)
     checkpoint = folder.checkpoint(NAME)
     begun = weights.is_file() or checkpoint.is_file()
     model = build_classifier(config, dataset.num_classes, load_pretrained=not begun).to(device)
-    if weights.is_file():
-        model.load_state_dict(load_weights(weights))
-        return model.eval()
     optimizer = build_optimizer(model, _optimizer_settings(config))
     step = 0
     losses: list[dict[str, float]] = []
-    if checkpoint.is_file():
-        state = load_checkpoint(checkpoint, device, network=NAME)
-        model.load_state_dict(state[NAME])
-        optimizer.load_state_dict(state["optimizer"])
-        step, losses = state["step"], state["losses"]
+    try:
+        if weights.is_file():
+            model.load_state_dict(load_weights(weights))
+            return model.eval()
+        if checkpoint.is_file():
+            state = load_checkpoint(checkpoint, device, network=NAME)
+            model.load_state_dict(state[NAME])
+            optimizer.load_state_dict(state["optimizer"])
+            step, losses = state["step"], state["losses"]
+    except (KeyError, RuntimeError, ValueError):
+        raise UserError(
+            f"The tag classifier of {folder.path} does not fit its config.yaml; has the file been "
+            "edited since the run was started?"
+        ) from None
     model.train()
     with closing(_batches(config, dataset, start_step=step)) as batches:
         for batch in batches:
