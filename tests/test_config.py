@@ -132,6 +132,24 @@ def test_scale_out_of_order_is_named(scale: tuple[float, float]) -> None:
     assert str(error) == f"Setting 'data': scale must be 0 < low <= high, got {scale}."
 
 
+@pytest.mark.parametrize(
+    ("weak", "text"),
+    [
+        ({"scale": [2.0, 1.0]}, "scale must be 0 < low <= high, got (2.0, 1.0)."),
+        ({"low": 0.6, "high": 0.5}, "low must not exceed high, got 0.6 and 0.5."),
+    ],
+)
+def test_impossible_seeds_are_refused(weak: dict[str, Any], text: str) -> None:
+    assert str(error_of({"weak": weak})) == f"Setting 'weak': {text}"
+
+
+@pytest.mark.parametrize(
+    "weak", [{"cam_scales": []}, {"cam_scales": [0]}, {"refine_dilations": []}]
+)
+def test_seeds_need_a_view_and_a_neighbour(weak: dict[str, Any]) -> None:
+    assert "Setting 'weak." in str(error_of({"weak": weak}))
+
+
 def test_crop_too_small_is_named() -> None:
     error = error_of({"data": {"crop": (64, 7)}})
     assert str(error) == "Setting 'data': crop must be at least 8 x 8 pixels, got (64, 7)."

@@ -32,7 +32,7 @@ def test_every_setting_is_in_the_reference() -> None:
 
 def test_reference_names_no_setting_that_is_gone() -> None:
     page = (ROOT / "docs/reference/settings.md").read_text()
-    groups = "model|data|method|optimizer|train|evaluation"
+    groups = "model|data|method|optimizer|train|evaluation|weak"
     named = set(re.findall(rf"^\| `((?:{groups})\.\w+)`", page, re.MULTILINE))
     assert named
     assert named <= set(all_keys())

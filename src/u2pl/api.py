@@ -20,6 +20,7 @@ from u2pl.engine.predict import SegmentationModel, load_model
 from u2pl.engine.run_folder import RunFolder
 from u2pl.errors import UserError
 from u2pl.recipes import SETTINGS, get_recipe
+from u2pl.weak import make_seeds
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,8 @@ def make_config(
 
     Args:
         recipe: a recipe's name, or a path to a YAML file of settings.
-        setting: ``semi``; ``adapt``, where labelled and unlabelled images are of two domains; or
+        setting: ``semi``; ``adapt``, where labelled and unlabelled images are of two domains;
+            ``weak``, which first makes seed masks from image tags; or
             ``supervised``, which leaves the unlabelled images out. None keeps the recipe's.
         seed: of every random draw; None keeps the recipe's.
         overrides: by dotted key, such as ``{"train.steps": 2000}``; they win over the rest.
@@ -72,6 +74,7 @@ def train(
     resume: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
     on_evaluation: Callable[[int, dict[str, Evaluation]], None] = lambda *_: None,
+    on_seeds: Callable[[str, int, int], None] = lambda *_: None,
 ) -> dict[str, Any]:
     """Check a data set, train on it, and leave a run folder.
 
@@ -86,6 +89,7 @@ def train(
             ``overrides`` only ``train.stop_after`` may be given.
         on_progress: called with each row of training metrics.
         on_evaluation: called with each evaluation.
+        on_seeds: called on the way from tags to seeds; see :func:`u2pl.weak.make_seeds`.
 
     Returns:
         The last evaluation; see :func:`u2pl.engine.loop.fit`.
@@ -94,15 +98,19 @@ def train(
         UserError: for whatever the user can mend, before training starts where it can be known.
     """
     folder = RunFolder(Path(out))
-    data = load_dataset(dataset)
     if resume:
         config = resumed_config(folder, overrides or {})
     else:
         config = make_config(recipe, setting=setting, seed=seed, overrides=overrides)
+    is_weak = config.setting == "weak"
+    data = load_dataset(dataset, require=("unlabeled" if is_weak else "labeled", "val"))
     check_against_data(config, data)
     quick_check(data)
     if config.setting != "supervised" and not data.unlabeled:
         logger.warning("%s has no unlabelled images: training sees the labels alone.", data.path)
+    if is_weak:
+        data = make_seeds(config, data, folder, resume=resume, on_progress=on_seeds)
+        resume = True  # the folder is there
     return fit(
         config, data, folder, resume=resume, on_progress=on_progress, on_evaluation=on_evaluation
     )

@@ -7,7 +7,7 @@ Sources in brackets as in docs/fidelity.md: [P] the papers, [C] the authors' cod
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -113,7 +113,7 @@ class MethodSettings(Settings):
     queue_size: int = Field(30_000, ge=1)
     """Keys a class [P]."""
     background_class: int | None = Field(None, ge=0)
-    """The class that has the longer queue (VOC: 0)."""
+    """The class that is whatever no other is (VOC: 0): it has the longer queue, and no tag."""
     background_queue_size: int = Field(50_000, ge=1)
     """Keys of the background class [P]."""
     queue_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -204,6 +204,57 @@ class EvaluationSettings(Settings):
     batch_size: int = Field(8, ge=1)
 
 
+class WeakSettings(Settings):
+    """From image tags to seed masks; read where ``setting`` is ``weak``.
+
+    Nothing of this stands in U2PL: each number is [R], after the work that its line names.
+    The classifier's network, loader, optimiser and seed are those of the other groups.
+    """
+
+    steps: int = Field(3_300, ge=1)
+    """Updates of the tag classifier [R: five passes over VOC, as IRN's classifier]."""
+    batch_size: int = Field(16, ge=1)
+    """Images in a step of the classifier [R: IRN]."""
+    lr: float | None = Field(None, gt=0)
+    """Of the classifier's encoder, its last layer at ``optimizer.head_lr_factor`` times that;
+    None takes ``optimizer.lr``."""
+    scale: tuple[float, float] = (0.65, 1.3)
+    """Range of the classifier's random rescaling [R: IRN]; a crop of a much enlarged image would
+    miss what its tags name."""
+    output_stride: Literal[8, 16, 32] = 16
+    """Of the classifier's grid, in pixels [R: IRN]; plain vision transformers have their patch."""
+    cam_scales: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (0.5, 1.0, 1.5, 2.0), min_length=1
+    )
+    """Sizes at which an image is looked at, as factors [R: IRN]."""
+    cam_flip: bool = True
+    """Look at the mirrored image too [R: IRN]."""
+    refine_iterations: int = Field(10, ge=0)
+    """Rounds of the pixel-adaptive refinement [R: AFA]; 0 leaves the maps as they are."""
+    refine_dilations: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (1, 2, 4, 8, 12, 24), min_length=1
+    )
+    """Distances in pixels at which a pixel has eight neighbours each [R: AFA]."""
+    low: float = Field(0.35, ge=0, le=1)
+    """A pixel whose best score is below shows no tagged class: it is ``method.background_class``
+    [R: AFA], or ignored where that is None."""
+    high: float = Field(0.55, ge=0, le=1)
+    """With a background class: a pixel whose best score is above is that class [R: AFA]."""
+    margin: float = Field(0.2, ge=0, lt=1)
+    """Without a background class: the best score must lead the next by more than this fraction of
+    itself [R]."""
+    true_masks: Path | None = None
+    """A folder of masks of tagged images, to measure seeds by; no training sees them."""
+
+    @model_validator(mode="after")
+    def _check(self) -> WeakSettings:
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale must be 0 < low <= high, got {self.scale}")
+        if self.low > self.high:
+            raise ValueError(f"low must not exceed high, got {self.low} and {self.high}")
+        return self
+
+
 class Config(Settings):
     """A complete run, as written to ``config.yaml``."""
 
@@ -215,6 +266,7 @@ class Config(Settings):
     optimizer: OptimizerSettings = OptimizerSettings()
     train: TrainSettings = TrainSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    weak: WeakSettings = WeakSettings()
 
     def with_overrides(self, overrides: dict[str, Any]) -> Config:
         """Return a copy with ``{"train.steps": 500, ...}`` applied and checked.

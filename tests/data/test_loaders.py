@@ -25,6 +25,7 @@ from u2pl.data.loaders import (
     derive_seed,
     evaluation_batches,
     training_batches,
+    unlabeled_batches,
 )
 from u2pl.data.sources import Dataset, load_dataset
 from u2pl.errors import UserError
@@ -350,6 +351,24 @@ def test_without_unlabeled_no_unlabeled_file_is_read(dataset: Dataset) -> None:
     for sample in dataset.unlabeled:
         sample.image.unlink()
     assert [b.unlabeled for b in _batches(dataset, 0, 2, with_unlabeled=False)] == [None, None]
+
+
+def test_unlabeled_half_alone_is_that_of_the_whole_batch(dataset: Dataset) -> None:
+    whole = _batches(dataset, 1, 4)
+    for sample in dataset.labeled:
+        sample.image.unlink()
+    for workers in (0, 2):
+        settings = _settings(num_workers=workers)
+        halves = unlabeled_batches(dataset, settings, seed=0, start_step=1, stop_step=4)
+        for half, batch in zip(halves, whole, strict=True):
+            assert all(map(torch.equal, _tensors(Batch(batch.labeled, half)), _tensors(batch)))
+
+
+def test_broken_unlabeled_file_is_one_sentence(dataset: Dataset) -> None:
+    dataset.unlabeled[2].image.write_bytes(b"torn")
+    batches = unlabeled_batches(dataset, _settings(), seed=0, start_step=0, stop_step=4)
+    with pytest.raises(UserError, match=r"unlabeled_2\.png: the file is not an image"):
+        list(batches)
 
 
 def test_unlabeled_masks_are_never_opened(tmp_path: Path) -> None:

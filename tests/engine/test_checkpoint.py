@@ -76,6 +76,14 @@ def test_file_of_another_program_is_told(tmp_path: Path, value: Any) -> None:
     assert str(caught.value) == f"{path} is not a checkpoint of u2pl."
 
 
+def test_checkpoint_of_another_network_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "classifier.pt"
+    save_checkpoint(path, {"classifier": {}})
+    assert load_checkpoint(path, network="classifier") == {"classifier": {}}
+    with pytest.raises(UserError, match="is not a checkpoint of u2pl"):
+        load_checkpoint(path)
+
+
 def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
     mark = tmp_path / "executed"
 

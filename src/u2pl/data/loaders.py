@@ -308,15 +308,49 @@ def training_batches(
     return (_to_batch(item) for item in loader)
 
 
+class _UnlabeledSteps(torch_data.Dataset[dict[str, Any]]):
+    """Item t is the unlabelled half of step t's input."""
+
+    def __init__(self, stream: UnlabeledStream, batch_size: int) -> None:
+        self._stream = stream
+        self._batch_size = batch_size
+
+    def __getitem__(self, t: int) -> dict[str, Any]:
+        try:
+            return _draw(self._stream, t, self._batch_size)
+        except UserError as error:
+            return {_ERROR: str(error)}
+
+
+def unlabeled_batches(
+    dataset: Dataset, settings: DataSettings, *, seed: int, start_step: int, stop_step: int
+) -> Generator[UnlabeledBatch, None, None]:
+    """Yield the unlabelled half alone of each step; see :func:`training_batches`.
+
+    Raises:
+        UserError: where there is no unlabelled image, or a file cannot be read.
+    """
+    stream = UnlabeledStream(dataset, settings, seed=seed)
+    loader = _loader(
+        _UnlabeledSteps(stream, settings.batch_unlabeled),
+        range(start_step, stop_step),
+        workers=settings.num_workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+    return (_to_unlabeled(item) for item in loader)
+
+
 def _to_batch(item: dict[str, Any]) -> Batch:
     labeled = LabeledBatch(item["image"], item["label"], item.get("image_strong"))
     if "weak" not in item:
         return Batch(labeled, None)
+    return Batch(labeled, _to_unlabeled(item))
+
+
+def _to_unlabeled(item: dict[str, Any]) -> UnlabeledBatch:
     strong = item["strong"].transpose(0, 1).unbind(0)  # V of [B, 3, h, w]
     views = tuple(view.contiguous() for view in strong)
-    return Batch(
-        labeled, UnlabeledBatch(item["weak"], views, item["valid"], item["possible_classes"])
-    )
+    return UnlabeledBatch(item["weak"], views, item["valid"], item["possible_classes"])
 
 
 def _loader(

@@ -39,8 +39,15 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     write_atomically(path, lambda temporary: torch.save(state, temporary))
 
 
-def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+def load_checkpoint(
+    path: Path, device: torch.device | str = "cpu", *, network: str = "student"
+) -> dict[str, Any]:
     """Read what :func:`save_checkpoint` wrote; nothing in the file is executed.
+
+    Args:
+        path: the file.
+        device: where its tensors go.
+        network: the key under which it must hold a network.
 
     Raises:
         UserError: where the file is missing or is no checkpoint.
@@ -54,7 +61,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
             f"The checkpoint {path} cannot be read ({type(error).__name__}); it is damaged or "
             "not a checkpoint of u2pl."
         ) from None
-    if not isinstance(state, dict) or "student" not in state:
+    if not isinstance(state, dict) or network not in state:
         raise UserError(f"{path} is not a checkpoint of u2pl.")
     return state
 

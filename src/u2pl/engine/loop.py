@@ -47,13 +47,21 @@ class Progress:
 class Interrupted(UserError):
     """Training was asked to stop, and has saved its state.
 
+    Args:
+        step: where it stands.
+        dataset: that it reads.
+        folder: that it writes.
+        done: what to say instead of the step, where that is not begun yet.
+
     Attributes:
         step: where it stands.
     """
 
-    def __init__(self, step: int, dataset: Dataset, folder: RunFolder) -> None:
+    def __init__(
+        self, step: int, dataset: Dataset, folder: RunFolder, *, done: str | None = None
+    ) -> None:
         super().__init__(
-            f"Stopped after step {step}; the state is saved. Go on with: "
+            f"Stopped after {done or f'step {step}'}; the state is saved. Go on with: "
             f"u2pl train {dataset.path} --out {folder.path} --resume"
         )
         self.step = step

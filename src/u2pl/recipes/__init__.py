@@ -21,13 +21,16 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "demo-adapt": adapt.demo_adapt,
 }
 
+_ONE_DOMAIN = {
+    "method.mixing": "cutmix",
+    "train.separate_statistics": False,
+    "data.rare_class_temperature": None,
+}
+
 SETTINGS: dict[str, dict[str, Any]] = {
-    "semi": {
-        "method.mixing": "cutmix",
-        "train.separate_statistics": False,
-        "data.rare_class_temperature": None,
-    },
+    "semi": _ONE_DOMAIN,
     "adapt": adapt.CHANGES,
+    "weak": _ONE_DOMAIN,
     "supervised": {
         "method.unsupervised_weight": 0.0,
         "method.contrastive_weight": 0.0,

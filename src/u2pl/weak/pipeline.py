@@ -1,0 +1,269 @@
+"""From a data set with image tags to one with seed masks, in stages that a killed run keeps."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from u2pl.config import Config
+from u2pl.data.images import read_image, write_image, write_mask
+from u2pl.data.sources import Dataset, Sample
+from u2pl.data.transforms import eval_image
+from u2pl.engine.checkpoint import write_atomically, write_json
+from u2pl.engine.evaluate import resize_logits
+from u2pl.engine.loop import Interrupted, noticing_signals
+from u2pl.engine.run_folder import RunFolder
+from u2pl.errors import UserError
+from u2pl.models import Segmenter
+from u2pl.weak.cam import class_activation_maps
+from u2pl.weak.classifier import TagClassifier, build_classifier, tag_warnings, train_classifier
+from u2pl.weak.pictures import SeedExample, contact_sheet
+from u2pl.weak.quality import seed_quality
+from u2pl.weak.refine import refine_maps
+from u2pl.weak.seeds import seed_labels
+
+logger = logging.getLogger(__name__)
+
+NUM_PICTURES = 8
+"""Images on the contact sheet."""
+
+
+def make_seeds(
+    config: Config,
+    dataset: Dataset,
+    folder: RunFolder,
+    *,
+    resume: bool = False,
+    on_progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> Dataset:
+    """Turn the tags of a data set's unlabelled images into seed masks to train on.
+
+    A classifier learns the tags; its class activation maps are refined and labelled where sure.
+    In the run folder this leaves ``weights/classifier.safetensors`` with its losses in
+    ``eval/classifier.json``, ``seeds/<name>.png`` (index
+    masks), ``splits/tags.csv`` (the tags that were used), ``eval/seeds.json`` (see
+    :func:`~u2pl.weak.quality.seed_quality`; true masks are those of labelled images that have
+    tags too, and of ``weak.true_masks``) and ``pictures/seeds.png``. What is there already is not
+    made again.
+
+    Args:
+        config: the run.
+        dataset: checked already; its labelled section may be empty.
+        folder: created here, unless ``resume``; the training that follows must resume in it.
+        resume: go on with what the folder holds.
+        on_progress: called with ``classifier`` or ``seeds``, what is done, and of how many.
+
+    Returns:
+        The data set to train on. Its labelled images are its own, and all other tagged images
+        with their seeds. The unlabelled ones stay; to their tags the background class is added,
+        which no tag names and any image may hold. An image without tags keeps all classes.
+
+    Raises:
+        UserError: where tags are missing or have changed, a network cannot be built, a file
+            cannot be read, or the classifier's training fails.
+        Interrupted: on SIGINT or SIGTERM, after saving.
+    """
+    if config.train.deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    tagged = tagged_samples(dataset)
+    true_masks = find_true_masks(config, dataset, tagged)
+    if not resume:
+        # hours before its turn: a network that cannot be built leaves no run
+        Segmenter(config.model, dataset.num_classes)
+        build_classifier(config, dataset.num_classes, load_pretrained=False)
+        folder.create(config, dataset)
+    keep_tags(folder, tagged, dataset)
+    for warning in tag_warnings(
+        tagged, dataset.classes, background_class=config.method.background_class
+    ):
+        logger.warning("%s", warning)
+    maker = SeedMaker(config, replace(dataset, unlabeled=tagged), folder, on_progress)
+    seeds = maker.run()
+    quality = folder.path / "eval" / "seeds.json"
+    if not quality.is_file():
+        quality.parent.mkdir(exist_ok=True)
+        write_json(quality, seed_quality(seeds, true_masks, dataset))
+    have_masks = {sample.image for sample in dataset.labeled}
+    return replace(
+        dataset,
+        labeled=(*dataset.labeled, *(s for s in seeds if s.image not in have_masks)),
+        unlabeled=tuple(
+            _with_background(sample, config.method.background_class) for sample in dataset.unlabeled
+        ),
+    )
+
+
+def tagged_samples(dataset: Dataset) -> tuple[Sample, ...]:
+    """The unlabelled images that have tags.
+
+    Raises:
+        UserError: where there are none.
+    """
+    tagged = tuple(sample for sample in dataset.unlabeled if sample.tags)
+    if not tagged:
+        raise UserError(
+            f"{dataset.path}: the setting weak needs tags of the images in 'unlabeled'; give "
+            "'tags', a CSV file with the header 'image,classes'."
+        )
+    return tagged
+
+
+def find_true_masks(
+    config: Config, dataset: Dataset, tagged: tuple[Sample, ...]
+) -> dict[Path, Sample]:
+    """Tagged images with their known masks, by image file; a folder's are read as those of val.
+
+    Raises:
+        UserError: where ``weak.true_masks`` is given and holds none.
+    """
+    found: dict[Path, Sample] = {}
+    if config.weak.true_masks is not None:
+        for sample in tagged:
+            mask = config.weak.true_masks / f"{sample.name}.png"
+            if mask.is_file():
+                encoding = dataset.val[0].mask_encoding
+                found[sample.image] = replace(sample, mask=mask, mask_encoding=encoding)
+        if not found:
+            raise UserError(
+                f"weak.true_masks: {config.weak.true_masks} holds no mask of a tagged image, such "
+                f"as {tagged[0].name}.png."
+            )
+    wanted = {sample.image for sample in tagged}
+    labeled = {s.image: s for s in dataset.labeled if s.image in wanted}
+    return found | labeled
+
+
+def keep_tags(folder: RunFolder, tagged: tuple[Sample, ...], dataset: Dataset) -> None:
+    """Write the tags beside the run's lists of images; refuse others than those it began with.
+
+    Raises:
+        UserError: where tags or tagged images have changed.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "classes"])
+    for sample in tagged:
+        names = [dataset.classes[class_id] for class_id in sample.tags or ()]
+        writer.writerow([sample.name, ";".join(names)])
+    path = folder.path / "splits" / "tags.csv"
+    if not path.is_file():
+        write_atomically(path, lambda temporary: temporary.write_text(text.getvalue()))
+    elif path.read_text() != text.getvalue():
+        raise UserError(
+            f"The tags of {folder.path} have changed since it was started; resuming would mix "
+            "two data sets. Restore the tags and lists, or start a new run."
+        )
+
+
+class SeedMaker:
+    """The stages of :func:`make_seeds` over one run folder.
+
+    Args:
+        config: the run.
+        dataset: whose unlabelled images all have tags.
+        folder: the run's, created already.
+        on_progress: see :func:`make_seeds`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        folder: RunFolder,
+        on_progress: Callable[[str, int, int], None],
+    ) -> None:
+        self.config, self.dataset, self.folder = config, dataset, folder
+        self.on_progress = on_progress
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def run(self) -> tuple[Sample, ...]:
+        """Make what is not there yet, and return the tagged images with their seed masks."""
+        samples = self.dataset.unlabeled
+        missing = [sample for sample in samples if not self.seed_file(sample).is_file()]
+        sheet = self.folder.path / "pictures" / "seeds.png"
+        if missing or not sheet.is_file():
+            with noticing_signals() as asked_to_stop:
+                model = train_classifier(
+                    self.config,
+                    self.dataset,
+                    self.folder,
+                    device=self.device,
+                    asked_to_stop=asked_to_stop,
+                    on_progress=self.on_progress,
+                )
+                self.write_seeds(model, missing, asked_to_stop)
+            self.write_sheet(model, sheet)
+        return tuple(replace(sample, mask=self.seed_file(sample)) for sample in samples)
+
+    def seed_file(self, sample: Sample) -> Path:
+        """Where an image's seed mask lies."""
+        return self.folder.path / "seeds" / f"{sample.name}.png"
+
+    def write_seeds(
+        self, model: TagClassifier, missing: list[Sample], asked_to_stop: Callable[[], bool]
+    ) -> None:
+        """Make the missing seed masks, one image at a time."""
+        total = len(self.dataset.unlabeled)
+        for done, sample in enumerate(missing, start=total - len(missing) + 1):
+            example = self.example(model, sample)
+            write_mask(self.seed_file(sample), example.labels, colors=self.dataset.colors)
+            self.on_progress("seeds", done, total)
+            if asked_to_stop() and done < total:
+                text = f"{done} of {total} seed masks"
+                raise Interrupted(0, self.dataset, self.folder, done=text)
+
+    def write_sheet(self, model: TagClassifier, path: Path) -> None:
+        """Draw images spread over the whole list."""
+        samples = self.dataset.unlabeled
+        count = min(NUM_PICTURES, len(samples))
+        chosen = [samples[i * len(samples) // count] for i in range(count)]
+        examples = [self.example(model, sample) for sample in chosen]
+        write_image(path, contact_sheet(examples, self.dataset))
+
+    @torch.no_grad()
+    def example(self, model: TagClassifier, sample: Sample) -> SeedExample:
+        """Map, refine and label one image at its file's own size."""
+        settings, dataset = self.config.weak, self.dataset
+        pixels = read_image(sample.image)
+        image = eval_image(pixels, resize=self.config.data.resize)[None].to(self.device)
+        background = self.config.method.background_class
+        ids = [class_id for class_id in sample.tags or () if class_id != background]
+        possible = torch.zeros(1, dataset.num_classes, dtype=torch.bool, device=self.device)
+        possible[:, ids] = True
+        maps = class_activation_maps(
+            model, image, possible, scales=settings.cam_scales, flip=settings.cam_flip
+        )
+        maps[:, ids] = refine_maps(
+            maps[:, ids],
+            image,
+            dilations=settings.refine_dilations,
+            iterations=settings.refine_iterations,
+        )
+        maps = resize_logits(maps, (pixels.shape[0], pixels.shape[1]))
+        labels = seed_labels(
+            maps,
+            possible,
+            low=settings.low,
+            high=settings.high,
+            margin=settings.margin,
+            background_class=background,
+            ignore_index=dataset.ignore_index,
+        )
+        return SeedExample(
+            image=pixels,
+            maps={dataset.classes[c]: maps[0, c].cpu().numpy() for c in ids},
+            labels=labels[0].cpu().numpy(),
+        )
+
+
+def _with_background(sample: Sample, background_class: int | None) -> Sample:
+    """Return a tagged sample whose image may hold the background too."""
+    if sample.tags is None or background_class is None:
+        return sample
+    return replace(sample, tags=tuple(sorted({*sample.tags, background_class})))
