@@ -45,12 +45,14 @@ def make_seeds(
     """Turn the tags of a data set's unlabelled images into seed masks to train on.
 
     A classifier learns the tags; its class activation maps are refined and labelled where sure.
-    In the run folder this leaves ``weights/classifier.safetensors`` with its losses in
-    ``eval/classifier.json``, ``seeds/<name>.png`` (index
-    masks), ``splits/tags.csv`` (the tags that were used), ``eval/seeds.json`` (see
-    :func:`~u2pl.weak.quality.seed_quality`; true masks are those of labelled images that have
-    tags too, and of ``weak.true_masks``) and ``pictures/seeds.png``. What is there already is not
-    made again.
+    In the run folder this leaves, and what is there already is not made again:
+
+    - ``splits/tags.csv``, the tags that were used;
+    - ``weights/classifier.safetensors``, with its losses in ``eval/classifier.json``;
+    - ``seeds/<name>.png``, index masks;
+    - ``pictures/seeds.png``;
+    - ``eval/seeds.json``, see :func:`~u2pl.weak.quality.seed_quality`; true masks are those of
+      labelled images that have tags too, and of ``weak.true_masks``.
 
     Args:
         config: the run.
