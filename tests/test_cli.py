@@ -188,6 +188,18 @@ def test_demo_prints_its_table_and_writes_the_promised_keys(
     assert u2pl("demo", *arguments, "--overwrite") == 0
 
 
+def test_training_from_tags_tells_its_stages(
+    tmp_path: Path, u2pl: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_dataset(tmp_path / "data", num_labeled=0, num_unlabeled=4, tags=True)
+    few = ["weak.steps=3", "weak.batch_size=2", "weak.cam_scales=[1]", "weak.refine_iterations=1"]
+    arguments = [tmp_path / "data", *RECIPE, "--setting", "weak", "--out", tmp_path / "run"]
+    assert u2pl("train", *arguments, *QUICK, *few, "train.steps=2") == 0
+    shown = capsys.readouterr().out
+    stages = [shown.index(text) for text in ("classifier: 3/3", "seeds: 4/4", "training: step 2/2")]
+    assert stages == sorted(stages)
+
+
 def test_interrupted_demo_says_so_in_a_sentence(
     tmp_path: Path,
     u2pl: Callable[..., int],

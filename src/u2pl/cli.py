@@ -83,14 +83,24 @@ class TrainingDisplay:
         """Show a row of a training's metrics."""
         step, total = progress.step, progress.total_steps
         text = describe_losses(progress.values, progress.steps_per_second)
-        if name not in self.tasks:
-            self.tasks[name] = self.bar.add_task(name, total=total, text="")
-        self.bar.update(self.tasks[name], completed=step, text=text)
-        tenth = 10 * step // total
-        if not console.is_terminal and tenth > self.tenths.get(name, 0):
-            self.tenths[name] = tenth
+        if self.advance(name, step, total, text):
             left = (total - step) / max(progress.steps_per_second, 1e-9)
             say(f"{name}: step {step}/{total}, {left:.0f} s left, {text}")
+
+    def seeds(self, stage: str, done: int, total: int) -> None:
+        """Show how far the way from tags to seed masks is."""
+        if self.advance(stage, done, total, ""):
+            say(f"{stage}: {done}/{total}")
+
+    def advance(self, name: str, done: int, total: int, text: str) -> bool:
+        """Move a bar; return whether a sentence is due, each tenth where there are no bars."""
+        if name not in self.tasks:
+            self.tasks[name] = self.bar.add_task(name, total=total, text="")
+        self.bar.update(self.tasks[name], completed=done, text=text)
+        tenth = 10 * done // total
+        is_due = not console.is_terminal and tenth > self.tenths.get(name, 0)
+        self.tenths[name] = max(tenth, self.tenths.get(name, 0))
+        return is_due
 
     def evaluation(self, step: int, scores: dict[str, Evaluation]) -> None:
         """Print student's and teacher's mIoU."""
@@ -215,7 +225,8 @@ def train(
     ] = None,
     out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/run"),
     setting: Annotated[
-        str | None, typer.Option(help="semi, or supervised.  [default: the recipe's]")
+        str | None,
+        typer.Option(help="semi, adapt, weak or supervised.  [default: the recipe's]"),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of every random draw.")] = None,
     resume: Annotated[
@@ -249,6 +260,7 @@ def train(
             resume=resume,
             on_progress=partial(display.progress, "training"),
             on_evaluation=display.evaluation,
+            on_seeds=display.seeds,
         )
     say(
         f"Step {result['step']}: val mIoU teacher {percent(result['ema']['miou'])} %, "

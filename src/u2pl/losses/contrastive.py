@@ -41,9 +41,12 @@ def contrastive_loss(
     with torch.autocast(anchors.device.type, enabled=False):
         anchors = F.normalize(anchors.to(dtype), dim=-1)
         positives = F.normalize(positives.to(dtype), dim=-1)
-        negatives = F.normalize(negatives.to(dtype), dim=-1)
+        negatives = negatives.to(dtype)
         positive_logits = torch.einsum("cmd,cd->cm", anchors, positives) / temperature
-        negative_logits = torch.einsum("cmd,cmnd->cmn", anchors, negatives) / temperature
+        # products are divided by the keys' lengths, not keys: a D-th of the numbers
+        lengths = negatives.norm(dim=-1).clamp_min(1e-12)
+        products = torch.einsum("cmd,cmnd->cmn", anchors, negatives)
+        negative_logits = products / (lengths * temperature)
     logits = torch.cat([positive_logits.unsqueeze(2), negative_logits], dim=2)
     losses = logits.logsumexp(dim=2) - positive_logits
     if anchor_weights is not None:
