@@ -103,6 +103,34 @@ def test_run_is_trained_stopped_resumed_scored_and_used(
         assert len(list((out / kind).glob("unlabeled_*.png"))) == 6
 
 
+def test_two_domains_are_trained_stopped_and_resumed_as_if_never_stopped(
+    tmp_path: Path, u2pl: Callable[..., int]
+) -> None:
+    """Source of another size and other ids, one target class that it lacks, tags on the target."""
+    source = write_dataset(tmp_path / "source", size=(60, 48), num_classes=2)
+    target = write_dataset(tmp_path / "target", tags=True)
+    tree = yaml.safe_load(target.read_text())
+    tree["labeled"] = {
+        "images": str(source.parent / "images"),
+        "masks": str(source.parent / "masks"),
+        "id_map": {0: "ground", 1: "wall"},
+    }
+    target.write_text(yaml.safe_dump(tree))
+    settings = [*QUICK, "data.rare_class_temperature=0.1", "data.rare_class_min_pixels=20"]
+    settings += ["data.resize_labeled=40", "train.steps=3"]
+    arguments = ["train", target, "--recipe", "demo", "--setting", "adapt"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert u2pl(*arguments, "--out", whole, *settings) == 0
+    assert u2pl(*arguments, "--out", stopped, *settings, "train.stop_after=2") == 0
+    assert u2pl("train", target, "--out", stopped, "--resume") == 0
+    config = RunFolder(stopped).read_config()
+    assert (config.setting, config.method.mixing) == ("adapt", "classmix_labeled")
+    assert config.train.separate_statistics
+    for weights in ("ema", "student"):
+        first, second = (RunFolder(run).weights(weights).read_bytes() for run in (whole, stopped))
+        assert first == second
+
+
 def test_options_of_evaluate_arrive(root: Path, tmp_path: Path, u2pl: Callable[..., int]) -> None:
     other, result = write_dataset(tmp_path / "data", num_val=2), tmp_path / "a.json"
     options = ["--protocol", "slide", "--weights", "student", "--checkpoint", "best"]
