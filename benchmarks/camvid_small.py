@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from cells import Methods, add_arguments, overrides_of, print_tables, run_cell
+from cells import Methods, add_arguments, run_table
 
 METHODS: Methods = {
     "supervised": ("supervised", {}),
@@ -62,21 +62,14 @@ def main() -> None:
     parser.add_argument("--share", type=int, default=8, help="1 in SHARE of train is labelled")
     add_arguments(parser, METHODS)
     arguments = parser.parse_args()
-    overrides = overrides_of(arguments)
-    for seed in arguments.seeds:
-        dataset = write_split(
-            arguments.camvid, arguments.out / f"split-{seed}", share=arguments.share, seed=seed
-        )
-        for name in arguments.methods:
-            run_cell(
-                dataset,
-                arguments.out / f"{name}-{seed}",
-                recipe="camvid-small",
-                method=(name, METHODS[name]),
-                seed=seed,
-                overrides=overrides,
-            )
-    print_tables(arguments.out, METHODS)
+    run_table(
+        arguments,
+        METHODS,
+        recipe="camvid-small",
+        write_split=lambda folder, seed: write_split(
+            arguments.camvid, folder, share=arguments.share, seed=seed
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,38 @@ def add_arguments(parser: argparse.ArgumentParser, methods: Methods) -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
 
 
-def overrides_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The settings asked for; sets the number of threads, too."""
+def run_table(
+    arguments: argparse.Namespace,
+    methods: Methods,
+    *,
+    recipe: str,
+    write_split: Callable[[Path, int], Path],
+) -> None:
+    """Run the cells that are missing, and print the table.
+
+    Args:
+        arguments: of a parser that went through :func:`add_arguments`.
+        methods: all rows.
+        recipe: of every cell.
+        write_split: writes a seed's dataset.yaml into a folder and returns it.
+    """
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     overrides = u2pl.config.parse_assignments(arguments.set)
     if arguments.weights != "none":
         overrides["model.weights"] = arguments.weights
-    return overrides
+    for seed in arguments.seeds:
+        dataset = write_split(arguments.out / f"split-{seed}", seed)
+        for name in arguments.methods:
+            run_cell(
+                dataset,
+                arguments.out / f"{name}-{seed}",
+                recipe=recipe,
+                method=(name, methods[name]),
+                seed=seed,
+                overrides=overrides,
+            )
+    print_tables(arguments.out, methods)
 
 
 def run_cell(

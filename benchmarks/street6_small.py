@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from cells import Methods, add_arguments, overrides_of, print_tables, run_cell
+from cells import Methods, add_arguments, run_table
 
 from u2pl.recipes import adapt
 
@@ -65,20 +65,14 @@ def main() -> None:
     parser.add_argument("maps", type=Path)
     add_arguments(parser, METHODS)
     arguments = parser.parse_args()
-    overrides = overrides_of(arguments)
-    for seed in arguments.seeds:
-        folder = arguments.out / f"split-{seed}"
-        dataset = write_split(arguments.source, arguments.target, arguments.maps, folder, seed=seed)
-        for name in arguments.methods:
-            run_cell(
-                dataset,
-                arguments.out / f"{name}-{seed}",
-                recipe="street6-small",
-                method=(name, METHODS[name]),
-                seed=seed,
-                overrides=overrides,
-            )
-    print_tables(arguments.out, METHODS)
+    run_table(
+        arguments,
+        METHODS,
+        recipe="street6-small",
+        write_split=lambda folder, seed: write_split(
+            arguments.source, arguments.target, arguments.maps, folder, seed=seed
+        ),
+    )
 
 
 if __name__ == "__main__":
