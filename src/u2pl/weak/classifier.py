@@ -201,22 +201,9 @@ def train_classifier(
     begun = weights.is_file() or checkpoint.is_file()
     model = build_classifier(config, dataset.num_classes, load_pretrained=not begun).to(device)
     optimizer = build_optimizer(model, _optimizer_settings(config))
-    step = 0
-    losses: list[dict[str, float]] = []
-    try:
-        if weights.is_file():
-            model.load_state_dict(load_weights(weights))
-            return model.eval()
-        if checkpoint.is_file():
-            state = load_checkpoint(checkpoint, device, network=NAME)
-            model.load_state_dict(state[NAME])
-            optimizer.load_state_dict(state["optimizer"])
-            step, losses = state["step"], state["losses"]
-    except (KeyError, RuntimeError, ValueError):
-        raise UserError(
-            f"The tag classifier of {folder.path} does not fit its config.yaml; has the file been "
-            "edited since the run was started?"
-        ) from None
+    step, losses = _restore(model, optimizer, folder, device)
+    if weights.is_file():
+        return model.eval()
     model.train()
     with closing(_batches(config, dataset, start_step=step)) as batches:
         for batch in batches:
@@ -237,11 +224,7 @@ def train_classifier(
                     0, dataset, folder, done=f"{step} of {total} steps of the tag classifier"
                 )
     _require_finite(model, step)
-    log = folder.path / "eval" / f"{NAME}.json"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    write_json(log, {"steps": total, "losses": losses})
-    save_weights(weights, model.state_dict())  # last: it says that all is there
-    checkpoint.unlink(missing_ok=True)
+    _write_result(model, losses, folder)
     return model.eval()
 
 
@@ -261,6 +244,38 @@ def build_classifier(config: Config, num_classes: int, *, load_pretrained: bool)
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
+
+
+def _restore(
+    model: TagClassifier,
+    optimizer: torch.optim.Optimizer,
+    folder: RunFolder,
+    device: torch.device,
+) -> tuple[int, list[dict[str, float]]]:
+    """Load finished weights or a checkpoint, if there are any; return the step and the losses."""
+    try:
+        if folder.weights(NAME).is_file():
+            model.load_state_dict(load_weights(folder.weights(NAME)))
+        elif folder.checkpoint(NAME).is_file():
+            state = load_checkpoint(folder.checkpoint(NAME), device, network=NAME)
+            model.load_state_dict(state[NAME])
+            optimizer.load_state_dict(state["optimizer"])
+            return state["step"], state["losses"]
+    except (KeyError, RuntimeError, ValueError):
+        raise UserError(
+            f"The tag classifier of {folder.path} does not fit its config.yaml; has the file been "
+            "edited since the run was started?"
+        ) from None
+    return 0, []
+
+
+def _write_result(model: TagClassifier, losses: list[dict[str, float]], folder: RunFolder) -> None:
+    """Write the losses and the weights; the checkpoint is needed no more."""
+    log = folder.path / "eval" / f"{NAME}.json"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    write_json(log, {"steps": losses[-1]["step"], "losses": losses})
+    save_weights(folder.weights(NAME), model.state_dict())  # last: it says that all is there
+    folder.checkpoint(NAME).unlink(missing_ok=True)
 
 
 def _optimizer_settings(config: Config) -> OptimizerSettings:
