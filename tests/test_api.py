@@ -72,6 +72,13 @@ def test_setting_of_a_recipe_file_is_kept(tmp_path: Path) -> None:
     assert make_config(str(tmp_path / "config.yaml")) == saved
 
 
+def test_supervised_file_that_says_no_more_leaves_the_unlabelled_images_out(tmp_path: Path) -> None:
+    """Its weights would be the defaults, with which a run is a semi-supervised one."""
+    (tmp_path / "mine.yaml").write_text("setting: supervised\n")
+    method = make_config(str(tmp_path / "mine.yaml")).method
+    assert (method.unsupervised_weight, method.contrastive_weight) == (0, 0)
+
+
 @pytest.mark.parametrize("setting", ["day", "semy"])
 def test_setting_that_cannot_be_trained_is_refused(setting: str) -> None:
     with pytest.raises(UserError) as caught:

@@ -56,7 +56,8 @@ def make_config(
         if name in (overrides or {}):
             raise UserError(f"Give the {name} as --{name}, not as {name}=….", exit_code=2)
     changes: dict[str, Any] = {"setting": setting}
-    if setting != config.setting:
+    # what a file says of itself stands, but a supervised run never sees unlabelled images
+    if setting != config.setting or setting == "supervised":
         changes |= SETTINGS[setting]
     if seed is not None:
         changes["train.seed"] = seed
