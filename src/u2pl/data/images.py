@@ -127,26 +127,7 @@ def read_mask(
     Raises:
         UserError: where the file cannot be read, or a pixel is neither a class nor unknown.
     """
-    with _opened(path) as image:
-        image.load()
-        if mask_format == "rgb":
-            pixels = np.asarray(image.convert("RGBA").convert("RGB"))
-        elif mask_format == "binary" and image.mode in ("RGB", "RGBA"):
-            pixels = np.asarray(image.convert("L"))
-        elif image.mode in ("RGB", "RGBA"):
-            raise FileError(
-                path,
-                "the mask is a colour file, but mask_format is index",
-                "set mask_format: rgb and give each class its color",
-            )
-        elif image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
-            raise FileError(
-                path,
-                f"the mask has Pillow mode {image.mode}",
-                "save it as a grey or palette PNG whose values are class ids",
-            )
-        else:
-            pixels = np.asarray(image)
+    pixels = _mask_pixels(path, mask_format)
     if mask_format == "rgb":
         return _ids_of_colors(path, pixels, colors, ignore_index, ignore_color)
     if mask_format == "binary":
@@ -163,6 +144,29 @@ def read_mask(
             "name the missing classes in dataset.yaml, set ignore_index, or mend the mask",
         )
     return ids
+
+
+def _mask_pixels(path: Path, mask_format: MaskFormat) -> npt.NDArray[Any]:
+    """Return what a mask file holds: [H, W], or with ``rgb`` [H, W, 3]."""
+    with _opened(path) as image:
+        image.load()
+        if mask_format == "rgb":
+            return np.asarray(image.convert("RGBA").convert("RGB"))
+        if mask_format == "binary" and image.mode in ("RGB", "RGBA"):
+            return np.asarray(image.convert("L"))
+        if image.mode in ("RGB", "RGBA"):
+            raise FileError(
+                path,
+                "the mask is a colour file, but mask_format is index",
+                "set mask_format: rgb and give each class its color",
+            )
+        if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
+            raise FileError(
+                path,
+                f"the mask has Pillow mode {image.mode}",
+                "save it as a grey or palette PNG whose values are class ids",
+            )
+        return np.asarray(image)
 
 
 def _mapped(

@@ -238,18 +238,14 @@ def _read_pair(
 class _Steps(torch_data.Dataset[dict[str, Any]]):
     """Item t is the whole input of step t, so that a worker makes a batch without the others."""
 
-    def __init__(
-        self, labeled: LabeledStream, unlabeled: UnlabeledStream | None, settings: DataSettings
-    ) -> None:
-        self._labeled = labeled
-        self._unlabeled = unlabeled
-        self._settings = settings
+    def __init__(self, *streams: tuple[_Stream, int]) -> None:
+        self._streams = streams  # each with its batch size
 
     def __getitem__(self, t: int) -> dict[str, Any]:
         try:
-            item = _draw(self._labeled, t, self._settings.batch_labeled)
-            if self._unlabeled is not None:
-                item |= _draw(self._unlabeled, t, self._settings.batch_unlabeled)
+            item: dict[str, Any] = {}
+            for stream, batch_size in self._streams:
+                item |= _draw(stream, t, batch_size)
             return item
         except UserError as error:
             return {_ERROR: str(error)}  # as an exception it would arrive with a traceback inside
@@ -294,32 +290,17 @@ def training_batches(
         UserError: where there is no image, or a file cannot be read.
     """
     labeled = LabeledStream(dataset, settings, seed=seed, strong=labeled_strong)
-    unlabeled = (
-        UnlabeledStream(dataset, settings, seed=seed, num_strong=num_strong)
-        if with_unlabeled
-        else None
-    )
+    streams: list[tuple[_Stream, int]] = [(labeled, settings.batch_labeled)]
+    if with_unlabeled:
+        unlabeled = UnlabeledStream(dataset, settings, seed=seed, num_strong=num_strong)
+        streams.append((unlabeled, settings.batch_unlabeled))
     loader = _loader(
-        _Steps(labeled, unlabeled, settings),
+        _Steps(*streams),
         range(start_step, stop_step),
         workers=settings.num_workers,
         pin_memory=pin_memory and torch.cuda.is_available(),
     )
     return (_to_batch(item) for item in loader)
-
-
-class _UnlabeledSteps(torch_data.Dataset[dict[str, Any]]):
-    """Item t is the unlabelled half of step t's input."""
-
-    def __init__(self, stream: UnlabeledStream, batch_size: int) -> None:
-        self._stream = stream
-        self._batch_size = batch_size
-
-    def __getitem__(self, t: int) -> dict[str, Any]:
-        try:
-            return _draw(self._stream, t, self._batch_size)
-        except UserError as error:
-            return {_ERROR: str(error)}
 
 
 def unlabeled_batches(
@@ -332,7 +313,7 @@ def unlabeled_batches(
     """
     stream = UnlabeledStream(dataset, settings, seed=seed)
     loader = _loader(
-        _UnlabeledSteps(stream, settings.batch_unlabeled),
+        _Steps((stream, settings.batch_unlabeled)),
         range(start_step, stop_step),
         workers=settings.num_workers,
         pin_memory=torch.cuda.is_available(),

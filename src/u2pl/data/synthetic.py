@@ -67,9 +67,7 @@ def write_streets(
     names = (style, style if unlabeled_style is None else unlabeled_style, val_style, val_style)
     styles = dict(zip(_SECTIONS, (_named_style(name) for name in names), strict=True))
     check_size(size)
-    for what, number in {**{f"num_{k}": n for k, n in counts.items()}, "seed": seed}.items():
-        if number < 0:
-            raise UserError(f"Expected {what} of 0 or more, got {number}; choose another number.")
+    _check_numbers({f"num_{name}": number for name, number in counts.items()} | {"seed": seed})
     folder = Path(folder)
     _make_empty(folder)
     tags = [
@@ -80,11 +78,7 @@ def write_streets(
         )
     ]
     sections = [section for section in _SECTIONS if counts[section]]
-    with_tags = with_tags and bool(tags)
-    if with_tags:
-        with (folder / "tags.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows([("image", "classes"), *tags])
-    return _write_yaml(folder, sections, with_tags)
+    return _write_yaml(folder, sections, tags if with_tags else [])
 
 
 def _write_section(
@@ -106,6 +100,13 @@ def _write_section(
         if unlabeled:
             tags.append((name, ";".join(CLASSES[i] for i in np.unique(mask))))
     return tags
+
+
+def _check_numbers(numbers: dict[str, int]) -> None:
+    """Raise UserError where a number is negative."""
+    for what, number in numbers.items():
+        if number < 0:
+            raise UserError(f"Expected {what} of 0 or more, got {number}; choose another number.")
 
 
 def _named_style(name: str) -> Style:
@@ -144,8 +145,8 @@ def _save(
         write_mask(section / folder / f"{name}.png", mask, colors=COLORS)
 
 
-def _write_yaml(folder: Path, sections: Sequence[str], with_tags: bool) -> Path:
-    """Write ``dataset.yaml`` and return its path."""
+def _write_yaml(folder: Path, sections: Sequence[str], tags: Sequence[tuple[str, str]]) -> Path:
+    """Write ``dataset.yaml``, and ``tags.csv`` if there are tags; return the former's path."""
     tree: dict[str, object] = {
         "classes": [
             {"name": name, "color": list(color)}
@@ -159,8 +160,10 @@ def _write_yaml(folder: Path, sections: Sequence[str], with_tags: bool) -> Path:
         if section != "unlabeled":
             entry["masks"] = f"{section}/masks"
         tree[section] = entry
-    if with_tags:
+    if tags:
         tree["tags"] = "tags.csv"
+        with (folder / "tags.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([("image", "classes"), *tags])
     path = folder / "dataset.yaml"
     path.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
     return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from u2pl.data.images import write_whole
 from u2pl.errors import UserError
 
 
-def write_atomically(path: Path, write: Any) -> None:
-    """Call ``write(temporary path)``, flush it to disk, and rename it to ``path``."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Like :func:`~u2pl.data.images.write_whole`, and on disk when it returns."""
+
+    def flushed(temporary: Path) -> None:
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    write_whole(path, flushed)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -114,20 +114,32 @@ def fit(
     state.student, state.optimizer = fabric.setup(state.student, state.optimizer)
     best: dict[str, Any] = {"step": 0, "miou": -1.0}
     if saved:
-        checkpoint = load_checkpoint(folder.checkpoint("last"), fabric.device)
-        refuse_other_data(checkpoint, dataset, folder)
-        try:
-            state.load_state_dict(checkpoint)
-            fabric.strategy.precision.load_state_dict(checkpoint["precision"])
-            best = checkpoint["best"]
-        except (KeyError, RuntimeError, ValueError):
-            raise UserError(
-                f"The checkpoint of {folder.path} does not fit its config.yaml; has the file been "
-                "edited since the run was started?"
-            ) from None
+        best = restore(state, fabric, dataset, folder)
     stop = min(config.train.steps, config.train.stop_after or config.train.steps)
     runner = Runner(fabric, state, config, dataset, folder, best, on_progress, on_evaluation)
     return runner.run(stop)
+
+
+def restore(
+    state: TrainState, fabric: Fabric, dataset: Dataset, folder: RunFolder
+) -> dict[str, Any]:
+    """Bring a state back from the run's last checkpoint; return the best score so far.
+
+    Raises:
+        UserError: where the images have changed, or the checkpoint does not fit the settings.
+    """
+    checkpoint = load_checkpoint(folder.checkpoint("last"), fabric.device)
+    refuse_other_data(checkpoint, dataset, folder)
+    try:
+        state.load_state_dict(checkpoint)
+        fabric.strategy.precision.load_state_dict(checkpoint["precision"])
+        best: dict[str, Any] = checkpoint["best"]
+    except (KeyError, RuntimeError, ValueError):
+        raise UserError(
+            f"The checkpoint of {folder.path} does not fit its config.yaml; has the file been "
+            "edited since the run was started?"
+        ) from None
+    return best
 
 
 def check_against_data(config: Config, dataset: Dataset) -> None:

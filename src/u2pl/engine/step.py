@@ -311,7 +311,8 @@ def choose_mix(
     generator: torch.Generator,
 ) -> mixing.Mix:
     """The configured mixing of the unlabelled images, for :meth:`MixedPixels.mixed`."""
-    (batch_size, *size), device = own.predictions.shape, own.predictions.device
+    batch_size, height, width = own.predictions.shape
+    size, device = (height, width), own.predictions.device
     probability = config.method.mix_probability
     labels = donors.predictions.masked_fill(~donors.valid, ignore_index)
     if config.method.mixing == "classmix_labeled":
@@ -321,15 +322,9 @@ def choose_mix(
     if config.method.mixing == "classmix":
         return mixing.classmix(labels, num_classes, probability=probability, generator=generator)
     if config.method.mixing == "none":
-        return mixing.no_mix(batch_size, (size[0], size[1]), device=device)
+        return mixing.no_mix(batch_size, size, device=device)
     box = mixing.cutmix if config.method.mixing == "cutmix" else mixing.cutout
-    return box(
-        batch_size,
-        (size[0], size[1]),
-        probability=probability,
-        device=device,
-        generator=generator,
-    )
+    return box(batch_size, size, probability=probability, device=device, generator=generator)
 
 
 def contrast_pairs(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator
 from contextlib import closing
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -216,9 +217,7 @@ def train_classifier(
             if step == total:
                 break
             if asked or step % config.train.checkpoint_every == 0:
-                _require_finite(model, step)
-                state = {"optimizer": optimizer.state_dict(), "step": step, "losses": losses}
-                save_checkpoint(checkpoint, {NAME: model.state_dict(), **state})
+                _save(model, optimizer, step, losses, checkpoint)
             if asked:
                 raise Interrupted(
                     0, dataset, folder, done=f"{step} of {total} steps of the tag classifier"
@@ -267,6 +266,19 @@ def _restore(
             "edited since the run was started?"
         ) from None
     return 0, []
+
+
+def _save(
+    model: TagClassifier,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    losses: list[dict[str, float]],
+    path: Path,
+) -> None:
+    """Write what :func:`_restore` reads."""
+    _require_finite(model, step)
+    state = {"optimizer": optimizer.state_dict(), "step": step, "losses": losses}
+    save_checkpoint(path, {NAME: model.state_dict(), **state})
 
 
 def _write_result(model: TagClassifier, losses: list[dict[str, float]], folder: RunFolder) -> None:

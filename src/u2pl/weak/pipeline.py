@@ -91,13 +91,18 @@ def make_seeds(
     if not quality.is_file():
         quality.parent.mkdir(exist_ok=True)
         write_json(quality, seed_quality(seeds, true_masks, dataset))
+    return with_seeds(dataset, seeds, background_class=config.method.background_class)
+
+
+def with_seeds(
+    dataset: Dataset, seeds: tuple[Sample, ...], *, background_class: int | None
+) -> Dataset:
+    """Label a data set's tagged images with their seeds; see :func:`make_seeds`."""
     have_masks = {sample.image for sample in dataset.labeled}
     return replace(
         dataset,
         labeled=(*dataset.labeled, *(s for s in seeds if s.image not in have_masks)),
-        unlabeled=tuple(
-            _with_background(sample, config.method.background_class) for sample in dataset.unlabeled
-        ),
+        unlabeled=tuple(_with_background(s, background_class) for s in dataset.unlabeled),
     )
 
 
