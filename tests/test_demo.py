@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tiny import tiny_overrides
@@ -12,8 +13,9 @@ from u2pl import demo
 from u2pl.config import load_config
 from u2pl.data.sources import load_dataset
 from u2pl.data.synthetic import write_streets
-from u2pl.demo import run_demo
+from u2pl.demo import Method, run_demo
 from u2pl.errors import UserError
+from u2pl.recipes import SETTINGS
 
 QUICK = tiny_overrides(train__steps=3, train__supervised_steps=1)
 
@@ -21,7 +23,8 @@ QUICK = tiny_overrides(train__steps=3, train__supervised_steps=1)
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for setting, plan in demo.DEMOS.items():
-        few = dataclasses.replace(plan, num_labeled=2, num_unlabeled=3, num_val=2)
+        num_labeled = min(plan.num_labeled, 2)
+        few = dataclasses.replace(plan, num_labeled=num_labeled, num_unlabeled=3, num_val=2)
         monkeypatch.setitem(demo.DEMOS, setting, few)
     monkeypatch.setattr(demo, "SIZE", (48, 48))
 
@@ -105,15 +108,60 @@ def test_wrong_setting_is_told_before_anything_is_painted(
     assert not (tmp_path / "demo" / "streets").exists()
 
 
-@pytest.mark.parametrize(("setting", "first"), [("semi", "supervised"), ("adapt", "source_only")])
+@pytest.mark.parametrize(
+    ("setting", "first"), [("semi", "supervised"), ("adapt", "source_only"), ("weak", "seeds_only")]
+)
 def test_methods_differ_in_the_contrasts_weight_and_the_setting_alone(
     setting: str, first: str
 ) -> None:
-    methods = demo.DEMOS[setting].methods
-    assert list(methods) == [first, "no_contrast", "u2pl"]
-    assert methods[first] == ("supervised", {})
-    assert methods["no_contrast"] == (setting, {"method.contrastive_weight": 0.0})
-    assert methods["u2pl"] == (setting, {})
+    methods = dict(demo.DEMOS[setting].methods)
+    assert next(iter(methods)) == first
+    assert methods["no_contrast"] == Method(setting, {"method.contrastive_weight": 0.0})
+    assert methods["u2pl"] == Method(setting)
+    if setting != "weak":
+        assert methods[first] == Method("supervised")
+        return
+    alone = SETTINGS["supervised"]
+    assert methods[first] == Method("weak", alone)
+    assert methods["ceiling"] == Method("supervised", true_masks=True)
+
+
+@pytest.mark.usefixtures("small")
+def test_weak_demo_trains_every_row_on_the_same_seeds(tmp_path: Path) -> None:
+    stages: set[str] = set()
+    out = tmp_path / "demo"
+    overrides = QUICK | {
+        "weak.steps": 2,
+        "weak.batch_size": 2,
+        "weak.cam_scales": [1.0],
+        "weak.refine_dilations": [1],
+    }
+    result = run_demo(
+        out,
+        setting="weak",
+        overrides=overrides,
+        workers=2,
+        on_seeds=lambda stage, done, total: stages.add(stage),
+    )
+    assert stages == {"classifier", "seeds"}
+    rows = ["seeds", "seeds_only", "no_contrast", "u2pl", "ceiling"]
+    assert list(result["miou"]) == list(result["iou"]) == rows
+    assert result["miou"]["seeds"] == result["seeds"]["miou_sure"]
+    assert json.loads((out / "demo.json").read_text()) == result
+    seeds = {file.name: file.read_bytes() for file in (out / "seeds" / "seeds").iterdir()}
+    assert len(seeds) == 3
+    for name in ("seeds_only", "no_contrast", "u2pl"):
+        assert {f.name: f.read_bytes() for f in (out / name / "seeds").iterdir()} == seeds
+    true = load_dataset(out / "streets" / "true.yaml")
+    assert [sample.name for sample in true.labeled] == [f"unlabeled-{i:04d}" for i in range(3)]
+    assert not true.unlabeled
+    tagged = load_dataset(out / "streets", require=("unlabeled", "val"))
+    assert not tagged.labeled
+    for sample, known in zip(tagged.unlabeled, true.labeled, strict=True):
+        assert sample.image == known.image
+        assert sample.tags == tuple(np.unique(true.read_mask(known)))
+    config = load_config(out / "seeds_only" / "config.yaml")
+    assert config.method.unsupervised_weight == config.method.contrastive_weight == 0
 
 
 @pytest.mark.usefixtures("small")
@@ -143,7 +191,7 @@ def test_adapt_demo_labels_one_style_and_is_scored_on_another(tmp_path: Path) ->
 
 @pytest.mark.usefixtures("small")
 def test_unknown_demo_is_a_usage_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="Expected a demo of semi, adapt") as caught:
+    with pytest.raises(UserError, match="Expected a demo of semi, adapt, weak") as caught:
         run_demo(tmp_path / "demo", setting="adapted")
     assert caught.value.exit_code == 2
     assert not (tmp_path / "demo").exists()

@@ -47,8 +47,11 @@ console = Console()
 METHOD_NAMES = {
     "supervised": "labels alone",
     "source_only": "source alone",
+    "seeds": "the seeds themselves",
+    "seeds_only": "seeds alone",
     "no_contrast": "+ unlabelled (mean teacher, mixing)",
     "u2pl": "+ unreliable pixels (U2PL+)",
+    "ceiling": "all true masks",
 }
 
 JsonOption = Annotated[
@@ -149,12 +152,15 @@ def demo(
         "demo-runs/demo"
     ),
     setting: Annotated[
-        str, typer.Option(help="semi, or adapt: labelled by day, all else at dusk.")
+        str,
+        typer.Option(
+            help="semi; adapt: labelled by day, all else at dusk; or weak: tags in place of masks."
+        ),
     ] = "semi",
     seed: Annotated[int, typer.Option(min=0, help="Of the streets and the trainings.")] = 0,
     overwrite: Annotated[bool, typer.Option(help="Replace a demo already there.")] = False,
     settings: Annotated[
-        list[str] | None, typer.Argument(help="key=value, for all three trainings.")
+        list[str] | None, typer.Argument(help="key=value, for all trainings.")
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -171,9 +177,10 @@ def demo(
             overwrite=overwrite,
             on_start=lambda what: say(describe_start(setting, what)),
             on_progress=display.progress,
+            on_seeds=display.seeds,
         )
     console.print(demo_table(result))
-    first, *_ = result["miou"]
+    first, *_ = demo_module.DEMOS[setting].methods
     gain = result["miou"]["u2pl"] - result["miou"][first]
     say(
         f"U2PL+ against {METHOD_NAMES[first]}: {gain:+.1f} mIoU, "
@@ -190,7 +197,10 @@ def describe_start(setting: str, what: str) -> str:
     """
     plan = demo_module.DEMOS[setting]
     if what == "training":
-        return f"Training: {', '.join(METHOD_NAMES[name] for name in plan.methods)}."
+        seeds = "Making seeds of the tags, then training" if plan.tagged else "Training"
+        return f"{seeds}: {', '.join(METHOD_NAMES[name] for name in plan.methods)}."
+    if plan.tagged:
+        return f"Painting {plan.num_unlabeled} streets with tags and {plan.num_val} val streets."
     return (
         f"Painting {plan.num_labeled} labelled, {plan.num_unlabeled} unlabelled and "
         f"{plan.num_val} val streets."
@@ -199,8 +209,9 @@ def describe_start(setting: str, what: str) -> str:
 
 def demo_table(result: dict[str, Any]) -> Table:
     """The demo's mIoU and IoU of each class, in percent."""
+    num_val = demo_module.DEMOS[result["setting"]].num_val
     table = Table(
-        title=f"IoU in %, seed {result['seed']}, last checkpoint's teacher, 100 val streets"
+        title=f"IoU in %, seed {result['seed']}, last checkpoint's teacher, {num_val} val streets"
     )
     table.add_column("")
     for method in result["miou"]:

@@ -245,6 +245,9 @@ class WeakSettings(Settings):
     itself [R]."""
     true_masks: Path | None = None
     """A folder of masks of tagged images, to measure seeds by; no training sees them."""
+    seeds_from: Path | None = None
+    """A run folder whose seeds are copied and not made again, so that trainings can be compared on
+    the same seeds; its classes, tagged images and tags must be the same."""
 
     @model_validator(mode="after")
     def _check(self) -> WeakSettings:

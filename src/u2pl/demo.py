@@ -1,7 +1,8 @@
-"""The demos: painted streets, three trainings, one table."""
+"""The demos: painted streets, several trainings, one table."""
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import queue
@@ -9,21 +10,45 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from u2pl.api import make_config, train
+from u2pl.config import Config
+from u2pl.data.sources import load_dataset
 from u2pl.data.synthetic import write_streets
 from u2pl.engine.checkpoint import write_json
 from u2pl.engine.loop import Progress
+from u2pl.engine.run_folder import RunFolder
 from u2pl.errors import UserError, nearest_name
+from u2pl.weak import make_seeds
 
 SIZE = (96, 96)
 WITHOUT_CONTRAST = {"method.contrastive_weight": 0.0}
+WITHOUT_UNLABELED = WITHOUT_CONTRAST | {
+    "method.unsupervised_weight": 0.0,
+    "train.supervised_steps": 0,
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of a demo's table: one training.
+
+    Attributes:
+        setting: of the training.
+        overrides: settings by dotted key.
+        true_masks: train on the masks that all other rows never see.
+    """
+
+    setting: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+    true_masks: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,7 +59,9 @@ class Demo:
         recipe: of all its trainings.
         num_labeled, num_unlabeled, num_val: streets.
         style, target_style: of the labelled streets, and of the others.
-        methods: setting and overrides of each row of the table.
+        methods: each row of the table; the first is the one to beat.
+        zoom: range of the close-ups; see :func:`~u2pl.data.synthetic.write_streets`.
+        tagged: streets have tags and no masks; seeds are made of them once, for all rows.
     """
 
     recipe: str
@@ -43,7 +70,9 @@ class Demo:
     num_val: int
     style: str
     target_style: str
-    methods: dict[str, tuple[str, dict[str, Any]]]
+    methods: dict[str, Method]
+    zoom: tuple[float, float] = (1.0, 1.0)
+    tagged: bool = False
 
 
 DEMOS: dict[str, Demo] = {
@@ -55,9 +84,9 @@ DEMOS: dict[str, Demo] = {
         style="clear",
         target_style="clear",
         methods={
-            "supervised": ("supervised", {}),
-            "no_contrast": ("semi", WITHOUT_CONTRAST),
-            "u2pl": ("semi", {}),
+            "supervised": Method("supervised"),
+            "no_contrast": Method("semi", WITHOUT_CONTRAST),
+            "u2pl": Method("semi"),
         },
     ),
     "adapt": Demo(
@@ -68,13 +97,32 @@ DEMOS: dict[str, Demo] = {
         style="clear",
         target_style="dusk",
         methods={
-            "source_only": ("supervised", {}),
-            "no_contrast": ("adapt", WITHOUT_CONTRAST),
-            "u2pl": ("adapt", {}),
+            "source_only": Method("supervised"),
+            "no_contrast": Method("adapt", WITHOUT_CONTRAST),
+            "u2pl": Method("adapt"),
+        },
+    ),
+    "weak": Demo(
+        recipe="demo-weak",
+        num_labeled=0,
+        num_unlabeled=400,
+        num_val=100,
+        style="clear",
+        target_style="clear",
+        zoom=(1.5, 4.0),
+        tagged=True,
+        methods={
+            "seeds_only": Method("weak", WITHOUT_UNLABELED),
+            "no_contrast": Method("weak", WITHOUT_CONTRAST),
+            "u2pl": Method("weak"),
+            "ceiling": Method("supervised", true_masks=True),
         },
     ),
 }
-"""By setting. In each the last row is the whole method, and the first the one to beat."""
+"""By setting."""
+
+SEEDS = "seeds"
+"""The run folder, and the row of the table, of the seed masks themselves."""
 
 
 def run_demo(
@@ -87,22 +135,27 @@ def run_demo(
     workers: int | None = None,
     on_start: Callable[[str], None] = lambda _: None,
     on_progress: Callable[[str, Progress], None] = lambda *_: None,
+    on_seeds: Callable[[str, int, int], None] = lambda *_: None,
 ) -> dict[str, Any]:
-    """Paint a street data set and train on it three times, with the same number of steps.
+    """Paint a street data set and train on it several times, with the same number of steps.
 
     Args:
-        setting: ``semi``, or ``adapt``: labelled streets of one style, all others of another.
         out: gets ``streets/`` and a run folder a method; it must not hold a demo yet.
+        setting: ``semi``; ``adapt``: labelled streets of one style, all others of another; or
+            ``weak``: no masks, but tags that say which classes a street shows.
         seed: of the streets and of the trainings.
-        overrides: settings by dotted key, for all three trainings.
+        overrides: settings by dotted key, for all trainings.
         overwrite: remove an earlier demo's streets and runs first, and nothing else.
         workers: trainings at a time; None takes one on a GPU and otherwise one a core.
         on_start: called with ``streets`` and then with ``training``.
         on_progress: called with a method's name and each row of its training metrics.
+        on_seeds: called on the way from tags to seeds; see :func:`u2pl.weak.make_seeds`.
 
     Returns:
         ``setting``, ``seed``, ``miou`` (method → percent on val, the last checkpoint's teacher),
-        ``miou_student`` likewise, ``iou`` (method → class → percent) and ``seconds``.
+        ``miou_student`` likewise, ``iou`` (method → class → percent) and ``seconds``. With tags
+        ``miou`` and ``iou`` begin with ``seeds``, whose figures are over the pixels that they
+        label, and ``seeds`` is their :func:`~u2pl.weak.quality.seed_quality`.
 
     Raises:
         UserError: for a setting without a demo, where the folder holds a demo already, or where
@@ -116,26 +169,129 @@ def run_demo(
             exit_code=2,
         )
     demo = DEMOS[setting]
-    jobs: dict[str, dict[str, Any]] = {}
-    for name, (training_setting, changes) in demo.methods.items():
-        settings: dict[str, Any] = {"setting": training_setting, "seed": seed}
-        settings["overrides"] = changes | dict(overrides or {})
-        make_config(demo.recipe, **settings)  # a mistake is told before anything is painted
-        jobs[name] = settings | {"recipe": demo.recipe, "out": out / name}
+    jobs = plan_jobs(demo, out, seed=seed, overrides=overrides or {})
     on_start("streets")
-    dataset = paint(demo, out, seed=seed, overwrite=overwrite)
+    paint(demo, out, seed=seed, overwrite=overwrite)
     on_start("training")
-    results = train_side_by_side(dataset, jobs, workers or default_workers(len(jobs)), on_progress)
-    result = {
+    listener = Listener(on_progress, on_seeds)
+    results: dict[str, dict[str, Any]] = {}
+    for group in jobs:
+        results |= run_side_by_side(group, workers or default_workers(len(group)), listener)
+    runs = {name: results[name] for name in demo.methods}
+    result: dict[str, Any] = {
         "setting": setting,
         "seed": seed,
-        "miou": {name: run["ema"]["miou"] for name, run in results.items()},
-        "miou_student": {name: run["student"]["miou"] for name, run in results.items()},
-        "iou": {name: run["ema"]["iou"] for name, run in results.items()},
+        "miou": {name: run["ema"]["miou"] for name, run in runs.items()},
+        "miou_student": {name: run["student"]["miou"] for name, run in runs.items()},
+        "iou": {name: run["ema"]["iou"] for name, run in runs.items()},
         "seconds": time.perf_counter() - started,
     }
+    if demo.tagged:
+        quality = results[SEEDS]
+        result["miou"] = {SEEDS: quality["miou_sure"], **result["miou"]}
+        result["iou"] = {SEEDS: quality["iou_sure"], **result["iou"]}
+        result[SEEDS] = quality
     write_json(out / "demo.json", result)
     return result
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker process does: a training, or the seeds for several.
+
+    Attributes:
+        dataset: the dataset.yaml, painted before the job begins.
+        recipe, out, setting, seed, overrides: see :func:`u2pl.train`.
+        seeds_alone: end when the seeds are made.
+    """
+
+    dataset: Path
+    recipe: str
+    out: Path
+    setting: str
+    seed: int
+    overrides: dict[str, Any]
+    seeds_alone: bool = False
+
+    def config(self) -> Config:
+        """The settings of the job.
+
+        Raises:
+            UserError: for a wrong one.
+        """
+        return make_config(
+            self.recipe, setting=self.setting, seed=self.seed, overrides=self.overrides
+        )
+
+    def run(
+        self,
+        on_progress: Callable[[Progress], None],
+        on_seeds: Callable[[str, int, int], None],
+    ) -> dict[str, Any]:
+        """Train and return the result of it, or return the quality of the seeds."""
+        if self.seeds_alone:
+            data = load_dataset(self.dataset, require=("unlabeled", "val"))
+            folder = RunFolder(self.out)
+            make_seeds(self.config(), data, folder, on_progress=on_seeds)
+            quality: dict[str, Any] = json.loads((self.out / "eval" / "seeds.json").read_text())
+            return quality
+        return train(
+            self.dataset,
+            recipe=self.recipe,
+            out=self.out,
+            setting=self.setting,
+            seed=self.seed,
+            overrides=self.overrides,
+            on_progress=on_progress,
+            on_seeds=on_seeds,
+        )
+
+
+def plan_jobs(
+    demo: Demo, out: Path, *, seed: int, overrides: Mapping[str, Any]
+) -> list[dict[str, Job]]:
+    """The jobs of a demo by name, in groups: the jobs of a group may run side by side.
+
+    Raises:
+        UserError: for a wrong setting; it is told before anything is painted.
+    """
+    streets = out / "streets"
+    common: dict[str, Any] = {}
+    if demo.tagged:
+        common = {"weak.true_masks": str((streets / "unlabeled" / "hidden_masks").resolve())}
+    jobs = {
+        name: Job(
+            dataset=streets / ("true.yaml" if method.true_masks else "dataset.yaml"),
+            recipe=demo.recipe,
+            out=out / name,
+            setting=method.setting,
+            seed=seed,
+            overrides=common | method.overrides | dict(overrides),
+        )
+        for name, method in demo.methods.items()
+    }
+    for job in jobs.values():
+        job.config()
+    if not demo.tagged:
+        return [jobs]
+    # what needs no seeds runs beside the making of them
+    first = {name: job for name, job in jobs.items() if demo.methods[name].true_masks}
+    making = replace(jobs["u2pl"], out=out / SEEDS, seeds_alone=True)
+    taken = {"weak.seeds_from": str(making.out)}
+    second = {
+        name: replace(job, overrides=job.overrides | taken)
+        for name, job in jobs.items()
+        if name not in first
+    }
+    return [first | {SEEDS: making}, second]
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who hears of the progress of jobs; see :func:`run_demo`."""
+
+    on_progress: Callable[[str, Progress], None]
+    on_seeds: Callable[[str, int, int], None]
 
 
 def default_workers(num_jobs: int) -> int:
@@ -143,23 +299,20 @@ def default_workers(num_jobs: int) -> int:
     return 1 if torch.cuda.is_available() else min(num_jobs, os.cpu_count() or 1)
 
 
-def train_side_by_side(
-    dataset: Path,
-    jobs: dict[str, dict[str, Any]],
-    workers: int,
-    on_progress: Callable[[str, Progress], None],
+def run_side_by_side(
+    jobs: dict[str, Job], workers: int, listener: Listener
 ) -> dict[str, dict[str, Any]]:
-    """Call :func:`u2pl.train` with each job's arguments, in processes that share the cores.
+    """Do jobs in processes that share the cores, or one by one here where there is one worker.
 
     Returns:
         Each job's result, in the order of the jobs.
 
     Raises:
-        UserError: the first that a training ended with.
+        UserError: the first that a job ended with.
     """
     if workers == 1:
         return {
-            name: train(dataset, **job, on_progress=partial(on_progress, name))
+            name: job.run(partial(listener.on_progress, name), listener.on_seeds)
             for name, job in jobs.items()
         }
     context = multiprocessing.get_context("spawn")
@@ -173,14 +326,14 @@ def train_side_by_side(
         events = manager.Queue()
         # the last job is the longest: started first, the others fill the cores beside it
         futures: dict[str, Future[dict[str, Any]]] = {
-            name: pool.submit(_train_in_worker, dataset, name, jobs[name], events)
-            for name in reversed(jobs)
+            name: pool.submit(_run_in_worker, name, jobs[name], events) for name in reversed(jobs)
         }
         while not all(future.done() for future in futures.values()):
             try:
-                on_progress(*events.get(timeout=0.2))
+                is_training, event = events.get(timeout=0.2)
             except queue.Empty:
                 continue
+            (listener.on_progress if is_training else listener.on_seeds)(*event)
         results = {name: futures[name].result() for name in jobs}
     for result in results.values():
         if "error" in result:
@@ -188,23 +341,31 @@ def train_side_by_side(
     return results
 
 
-def _train_in_worker(dataset: Path, name: str, job: dict[str, Any], events: Any) -> dict[str, Any]:
+def _run_in_worker(name: str, job: Job, events: Any) -> dict[str, Any]:
     try:
-        return train(dataset, **job, on_progress=lambda progress: events.put((name, progress)))
+        return job.run(
+            lambda progress: events.put((True, (name, progress))),
+            lambda *event: events.put((False, event)),
+        )
     except UserError as error:
         return {"error": str(error), "exit_code": error.exit_code}
 
 
-def paint(demo: Demo, out: Path, *, seed: int, overwrite: bool) -> Path:
-    """Paint a demo's streets and return their dataset.yaml; see :func:`run_demo`."""
+def paint(demo: Demo, out: Path, *, seed: int, overwrite: bool) -> None:
+    """Paint a demo's streets; see :func:`run_demo`.
+
+    Where they have tags there is a second ``true.yaml`` beside their ``dataset.yaml``, in which
+    all streets have their masks.
+    """
     if overwrite:
-        for name in ("streets", *{name for each in DEMOS.values() for name in each.methods}):
+        names = {name for each in DEMOS.values() for name in each.methods}
+        for name in ("streets", SEEDS, *names):
             shutil.rmtree(out / name, ignore_errors=True)
     if (out / "streets").exists():
         raise UserError(
             f"{out} already holds a demo; add --overwrite, or choose another folder with --out."
         )
-    return write_streets(
+    path = write_streets(
         out / "streets",
         num_labeled=demo.num_labeled,
         num_unlabeled=demo.num_unlabeled,
@@ -213,6 +374,15 @@ def paint(demo: Demo, out: Path, *, seed: int, overwrite: bool) -> Path:
         style=demo.style,
         unlabeled_style=demo.target_style,
         val_style=demo.target_style,
+        zoom=demo.zoom,
         seed=seed,
-        with_tags=False,  # they come from the true masks, and would be labels in disguise
+        # elsewhere tags come from the true masks, and would be labels in disguise
+        with_tags=demo.tagged,
+        keep_hidden_masks=demo.tagged,
     )
+    if demo.tagged:
+        tree = yaml.safe_load(path.read_text())
+        del tree["tags"]
+        unlabeled = tree.pop("unlabeled")["images"]
+        tree["labeled"] = {"images": unlabeled, "masks": "unlabeled/hidden_masks"}
+        (out / "streets" / "true.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))

@@ -156,6 +156,34 @@ class TestWriteStreets:
         }
         assert changed == {"unlabeled", "val", "test"}
 
+    def test_close_up_is_a_window_of_a_larger_view_with_its_mask(self, tmp_path: Path) -> None:
+        write(tmp_path, zoom=(2.0, 2.0))
+        chance = np.random.SeedSequence(0, spawn_key=(0, 0))
+        generator = np.random.default_rng(chance)
+        generator.uniform()  # the zoom's own draw
+        image, mask = paint_scene(size=(64, 80), generator=generator)
+        found = read(tmp_path / "labeled/images/labeled-0000.png")
+        places = [
+            (top, left)
+            for top in range(33)
+            for left in range(41)
+            if np.array_equal(image[top : top + 32, left : left + 40], found)
+        ]
+        assert len(places) == 1
+        top, left = places[0]
+        np.testing.assert_array_equal(
+            read(tmp_path / "labeled/masks/labeled-0000.png"),
+            mask[top : top + 32, left : left + 40],
+        )
+
+    def test_close_ups_show_fewer_classes(self, tmp_path: Path) -> None:
+        counts = []
+        for name, zoom in (("far", (1.0, 1.0)), ("near", (2.0, 4.0))):
+            write(tmp_path / name, num_unlabeled=20, zoom=zoom)
+            with (tmp_path / name / "tags.csv").open(newline="") as file:
+                counts.append(sum(len(r["classes"].split(";")) for r in csv.DictReader(file)) / 20)
+        assert counts[1] < counts[0] - 1
+
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
@@ -165,6 +193,8 @@ class TestWriteStreets:
             ({"num_unlabeled": -1}, "Expected num_unlabeled of 0 or more, got -1"),
             ({"seed": -2}, "Expected seed of 0 or more, got -2"),
             ({"size": (16, 96)}, "at least 32 x 32 pixels, got 16 x 96"),
+            ({"zoom": (0.5, 2.0)}, "Expected a zoom of 1 <= low <= high, got (0.5, 2.0)"),
+            ({"zoom": (3.0, 2.0)}, "Expected a zoom of 1 <= low <= high, got (3.0, 2.0)"),
         ],
     )
     def test_bad_requests_are_the_users_errors_and_write_nothing(

@@ -254,6 +254,70 @@ def test_other_tags_than_the_run_began_with_are_refused(tmp_path: Path) -> None:
     )
 
 
+# seeds of another run
+
+
+def test_seeds_of_another_run_are_copied_and_not_made_again(
+    tagged: Path, made: tuple[Path, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "train_classifier", None)
+    config = weak_config(weak__seeds_from=str(made[0]), train__seed=7)
+    data = make_seeds(config, load(tagged), RunFolder(tmp_path / "a"))
+    assert seeds_in(tmp_path / "a") == seeds_in(made[0])
+    assert [sample.mask for sample in data.labeled] == [
+        tmp_path / "a" / "seeds" / f"{sample.name}.png" for sample in made[1].labeled
+    ]
+    files = ("weights/classifier.safetensors", "pictures/seeds.png", "eval/classifier.json")
+    for file in (*files, "eval/seeds.json", "splits/tags.csv"):
+        assert (tmp_path / "a" / file).read_bytes() == (made[0] / file).read_bytes()
+
+
+def test_copying_that_was_killed_goes_on(
+    tagged: Path, made: tuple[Path, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = weak_config(weak__seeds_from=str(made[0]))
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.shutil, "copyfile", die)
+        with pytest.raises(KeyboardInterrupt):
+            make_seeds(config, load(tagged), RunFolder(tmp_path / "a"))
+    monkeypatch.setattr(pipeline, "train_classifier", None)
+    make_seeds(config, load(tagged), RunFolder(tmp_path / "a"), resume=True)
+    assert seeds_in(tmp_path / "a") == seeds_in(made[0])
+
+
+def test_other_classes_images_or_tags_are_no_seeds_of_this_data_set(
+    tagged: Path, made: tuple[Path, Dataset], tmp_path: Path
+) -> None:
+    swapped = yaml.safe_load(tagged.read_text())
+    swapped["classes"] = ["wall", "ground", "tree"]
+    swapped["root"] = str(tagged.parent)
+    other_classes = tmp_path / "classes.yaml"
+    other_classes.write_text(yaml.safe_dump(swapped))
+    other_tags = write_tagged(tmp_path / "tags")
+    change_tags(other_tags, lambda rows: [*rows[:-1], "unlabeled_3,wall"])
+    fewer = write_tagged(tmp_path / "fewer", num_unlabeled=3)
+    config = weak_config(weak__seeds_from=str(made[0]))
+    for path in (other_classes, other_tags, fewer):
+        with pytest.raises(UserError) as caught:
+            make_seeds(config, load(path), RunFolder(tmp_path / "a"))
+        assert str(caught.value) == (
+            f"weak.seeds_from: the seeds of {made[0]} are of other classes, images or tags than "
+            f"those of {path}."
+        )
+        assert not (tmp_path / "a").exists()
+
+
+def test_folder_without_finished_seeds_is_refused(tagged: Path, tmp_path: Path) -> None:
+    config = weak_config(weak__seeds_from=str(tmp_path))
+    with pytest.raises(UserError, match=r"holds no finished seeds; name the folder of a run"):
+        make_seeds(config, load(tagged), RunFolder(tmp_path / "a"))
+    assert not (tmp_path / "a").exists()
+
+
 # errors
 
 

@@ -41,6 +41,11 @@ def test_worked_quality(dataset: Dataset, tmp_path: Path) -> None:
         "miou_sure": pytest.approx(100 * 2 / 3),
         "precision": pytest.approx(100 * 4 / 5),
         "iou": {"sky": pytest.approx(50), "car": pytest.approx(100 * 2 / 3), "dog": None},
+        "iou_sure": {
+            "sky": pytest.approx(100 * 2 / 3),
+            "car": pytest.approx(100 * 2 / 3),
+            "dog": None,
+        },
     }
 
 

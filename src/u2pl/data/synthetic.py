@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from u2pl.errors import UserError, nearest_name
 
 __all__ = ["CLASSES", "COLORS", "IGNORE_INDEX", "STYLES", "Style", "paint_scene", "write_streets"]
 
+_Bytes = npt.NDArray[np.uint8]
 _SECTIONS = ("labeled", "unlabeled", "val", "test")
 
 
@@ -30,6 +32,7 @@ def write_streets(
     style: str = "day",
     unlabeled_style: str | None = None,
     val_style: str | None = None,
+    zoom: tuple[float, float] = (1.0, 1.0),
     seed: int = 0,
     with_tags: bool = True,
     keep_hidden_masks: bool = False,
@@ -51,6 +54,8 @@ def write_streets(
         style: a name in :data:`STYLES`, for the labelled images.
         unlabeled_style: for the unlabelled images; None is ``style``.
         val_style: for the val and test images; None is ``style``.
+        zoom: range of a uniform factor z, at least 1: the picture is a window of ``size`` anywhere
+            in a view painted z times as large. A close-up shows fewer classes, and larger.
         seed: another seed paints other scenes; not negative.
         with_tags: write ``tags.csv``: which classes each unlabelled image shows.
         keep_hidden_masks: write the unlabelled images' masks to ``unlabeled/hidden_masks``, which
@@ -60,7 +65,8 @@ def write_streets(
         The path of ``dataset.yaml``.
 
     Raises:
-        UserError: for an unknown style, a negative number, a size below 32 or a folder in use.
+        UserError: for an unknown style, a negative number, a size below 32, a zoom out of range
+            or a folder in use.
     """
     counts = dict(zip(_SECTIONS, (num_labeled, num_unlabeled, num_val, num_test), strict=True))
     val_style = style if val_style is None else val_style
@@ -68,13 +74,19 @@ def write_streets(
     styles = dict(zip(_SECTIONS, (_named_style(name) for name in names), strict=True))
     check_size(size)
     _check_numbers({f"num_{name}": number for name, number in counts.items()} | {"seed": seed})
+    if not 1 <= zoom[0] <= zoom[1]:
+        raise UserError(f"Expected a zoom of 1 <= low <= high, got {zoom}; choose another range.")
     folder = Path(folder)
     _make_empty(folder)
     tags = [
         tag
         for section in _SECTIONS
         for tag in _write_section(
-            folder / section, counts[section], size, styles[section], seed, keep_hidden_masks
+            folder / section,
+            counts[section],
+            partial(_take_picture, size=size, style=styles[section], zoom=zoom),
+            seed,
+            keep_hidden_masks,
         )
     ]
     sections = [section for section in _SECTIONS if counts[section]]
@@ -84,8 +96,7 @@ def write_streets(
 def _write_section(
     folder: Path,
     num_scenes: int,
-    size: tuple[int, int],
-    style: Style,
+    take_picture: Callable[[np.random.Generator], tuple[_Bytes, _Bytes]],
     seed: int,
     keep_hidden_masks: bool,
 ) -> list[tuple[str, str]]:
@@ -94,12 +105,32 @@ def _write_section(
     tags = []
     for index in range(num_scenes):
         chance = np.random.SeedSequence(seed, spawn_key=(_SECTIONS.index(folder.name), index))
-        image, mask = paint_scene(size=size, style=style, generator=np.random.default_rng(chance))
+        image, mask = take_picture(np.random.default_rng(chance))
         name = f"{folder.name}-{index:04d}"
         _save(folder, name, image, mask if not unlabeled or keep_hidden_masks else None)
         if unlabeled:
             tags.append((name, ";".join(CLASSES[i] for i in np.unique(mask))))
     return tags
+
+
+def _take_picture(
+    generator: np.random.Generator,
+    *,
+    size: tuple[int, int],
+    style: Style,
+    zoom: tuple[float, float],
+) -> tuple[_Bytes, _Bytes]:
+    """Paint a scene, larger than asked for where there is a zoom, and cut a window out of it."""
+    if zoom == (1.0, 1.0):
+        return paint_scene(size=size, style=style, generator=generator)
+    height, width = size
+    factor = generator.uniform(*zoom)
+    view = (round(height * factor), round(width * factor))
+    image, mask = paint_scene(size=view, style=style, generator=generator)
+    top = int(generator.integers(view[0] - height + 1))
+    left = int(generator.integers(view[1] - width + 1))
+    window = (slice(top, top + height), slice(left, left + width))
+    return image[window], mask[window]
 
 
 def _check_numbers(numbers: dict[str, int]) -> None:
@@ -135,8 +166,8 @@ def _make_empty(folder: Path) -> None:
 def _save(
     section: Path,
     name: str,
-    image: npt.NDArray[np.uint8],
-    mask: npt.NDArray[np.uint8] | None,
+    image: _Bytes,
+    mask: _Bytes | None,
 ) -> None:
     """Write one scene; a section without masks is the unlabelled one."""
     write_image(section / "images" / f"{name}.png", image)

@@ -7,7 +7,7 @@ from typing import Any
 
 from u2pl.config import Config
 from u2pl.errors import UserError, nearest_name
-from u2pl.recipes import adapt, semi
+from u2pl.recipes import adapt, semi, weak
 
 RECIPES: dict[str, Callable[[], Config]] = {
     "default": semi.default,
@@ -19,6 +19,8 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "synthia-cityscapes": adapt.synthia_cityscapes,
     "street6-small": adapt.street6_small,
     "demo-adapt": adapt.demo_adapt,
+    "voc-tags": weak.voc_tags,
+    "demo-weak": weak.demo_weak,
 }
 
 _ONE_DOMAIN = {

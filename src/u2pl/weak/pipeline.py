@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 from u2pl.config import Config
 from u2pl.data.images import read_image, write_image, write_mask
-from u2pl.data.sources import Dataset, Sample
+from u2pl.data.sources import Dataset, Sample, load_dataset
 from u2pl.data.transforms import eval_image
 from u2pl.engine.checkpoint import write_atomically, write_json
 from u2pl.engine.evaluate import resize_logits
@@ -22,6 +23,7 @@ from u2pl.engine.run_folder import RunFolder
 from u2pl.errors import UserError
 from u2pl.models import Segmenter
 from u2pl.weak.cam import class_activation_maps
+from u2pl.weak.classifier import NAME as CLASSIFIER
 from u2pl.weak.classifier import TagClassifier, build_classifier, tag_warnings, train_classifier
 from u2pl.weak.pictures import SeedExample, contact_sheet
 from u2pl.weak.quality import seed_quality
@@ -45,7 +47,8 @@ def make_seeds(
     """Turn the tags of a data set's unlabelled images into seed masks to train on.
 
     A classifier learns the tags; its class activation maps are refined and labelled where sure.
-    In the run folder this leaves, and what is there already is not made again:
+    With ``weak.seeds_from`` the seeds are another run's. In the run folder this leaves, and what is
+    there already is not made again:
 
     - ``splits/tags.csv``, the tags that were used;
     - ``weights/classifier.safetensors``, with its losses in ``eval/classifier.json``;
@@ -68,7 +71,7 @@ def make_seeds(
 
     Raises:
         UserError: where tags are missing or have changed, a network cannot be built, a file
-            cannot be read, or the classifier's training fails.
+            cannot be read, the classifier's training fails, or ``weak.seeds_from`` does not fit.
         Interrupted: on SIGINT or SIGTERM, after saving.
     """
     if config.train.deterministic:
@@ -79,8 +82,12 @@ def make_seeds(
         # hours before its turn: a network that cannot be built leaves no run
         Segmenter(config.model, dataset.num_classes)
         build_classifier(config, dataset.num_classes, load_pretrained=False)
+        if config.weak.seeds_from is not None:
+            require_same_seeds(RunFolder(config.weak.seeds_from), tagged, dataset)
         folder.create(config, dataset)
     keep_tags(folder, tagged, dataset)
+    if config.weak.seeds_from is not None:
+        copy_seeds(RunFolder(config.weak.seeds_from), folder)
     for warning in tag_warnings(
         tagged, dataset.classes, background_class=config.method.background_class
     ):
@@ -152,20 +159,75 @@ def keep_tags(folder: RunFolder, tagged: tuple[Sample, ...], dataset: Dataset) -
     Raises:
         UserError: where tags or tagged images have changed.
     """
+    path, text = tags_file(folder), tags_text(tagged, dataset)
+    if not path.is_file():
+        write_atomically(path, lambda temporary: temporary.write_text(text))
+    elif path.read_text() != text:
+        raise UserError(
+            f"The tags of {folder.path} have changed since it was started; resuming would mix "
+            "two data sets. Restore the tags and lists, or start a new run."
+        )
+
+
+def tags_file(folder: RunFolder) -> Path:
+    """Where a run keeps the tags that its seeds were made from."""
+    return folder.path / "splits" / "tags.csv"
+
+
+def tags_text(tagged: tuple[Sample, ...], dataset: Dataset) -> str:
+    """The tags as a CSV file."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image", "classes"])
     for sample in tagged:
         names = [dataset.classes[class_id] for class_id in sample.tags or ()]
         writer.writerow([sample.name, ";".join(names)])
-    path = folder.path / "splits" / "tags.csv"
-    if not path.is_file():
-        write_atomically(path, lambda temporary: temporary.write_text(text.getvalue()))
-    elif path.read_text() != text.getvalue():
+    return text.getvalue()
+
+
+def require_same_seeds(source: RunFolder, tagged: tuple[Sample, ...], dataset: Dataset) -> None:
+    """Refuse a run whose seeds are not finished, or are of other classes, images or tags.
+
+    Raises:
+        UserError: that says which.
+    """
+    if not sheet_file(source).is_file():
         raise UserError(
-            f"The tags of {folder.path} have changed since it was started; resuming would mix "
-            "two data sets. Restore the tags and lists, or start a new run."
+            f"weak.seeds_from: {source.path} holds no finished seeds; name the folder of a run in "
+            "the setting weak that has made them.",
+            exit_code=2,
         )
+    classes = load_dataset(source.dataset, require=()).classes
+    if classes != dataset.classes or tags_file(source).read_text() != tags_text(tagged, dataset):
+        raise UserError(
+            f"weak.seeds_from: the seeds of {source.path} are of other classes, images or tags "
+            f"than those of {dataset.path}.",
+            exit_code=2,
+        )
+
+
+def copy_seeds(source: RunFolder, folder: RunFolder) -> None:
+    """Copy what the stages of :class:`SeedMaker` leave, unless all is there already.
+
+    Raises:
+        UserError: where a file cannot be copied.
+    """
+    if sheet_file(folder).is_file():
+        return
+    try:
+        shutil.copytree(source.path / "seeds", folder.path / "seeds", dirs_exist_ok=True)
+        copied = (source.weights(CLASSIFIER), source.path / "eval" / f"{CLASSIFIER}.json")
+        for file in (*copied, sheet_file(source)):  # the sheet last: it says that all is there
+            target = folder.path / file.relative_to(source.path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+    except (OSError, shutil.Error) as error:
+        raise UserError(f"Cannot copy the seeds of {source.path}: {error}.") from None
+
+
+def sheet_file(folder: RunFolder) -> Path:
+    """The picture of some seeds, written when all are made."""
+    return folder.path / "pictures" / "seeds.png"
 
 
 class SeedMaker:
@@ -193,7 +255,7 @@ class SeedMaker:
         """Make what is not there yet, and return the tagged images with their seed masks."""
         samples = self.dataset.unlabeled
         missing = [sample for sample in samples if not self.seed_file(sample).is_file()]
-        sheet = self.folder.path / "pictures" / "seeds.png"
+        sheet = sheet_file(self.folder)
         if missing or not sheet.is_file():
             with noticing_signals() as asked_to_stop:
                 model = train_classifier(

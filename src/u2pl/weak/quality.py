@@ -28,9 +28,9 @@ def seed_quality(
     Returns:
         ``images``, ``labeled_share`` (percent of all pixels that are not ignored) and
         ``scored_images``. Over the images with a true mask: ``miou`` and ``iou`` of each class,
-        in which an unsure pixel is one missed; ``miou_sure``, over the labelled pixels alone;
-        ``precision``, the percentage of these that are right. None where there is nothing to
-        count.
+        in which an unsure pixel is one missed; ``miou_sure`` and ``iou_sure``, over the labelled
+        pixels alone; ``precision``, the percentage of these that are right. None where there is
+        nothing to count.
 
     Raises:
         UserError: where a mask cannot be read, or a true one has not its image's size.
@@ -51,14 +51,16 @@ def seed_quality(
         num_scored += 1
     iou = class_iou(confusion)[:-1]  # no pixel is truly unsure
     sure = confusion[:-1, :-1]
+    iou_sure = class_iou(sure)
     return {
         "images": len(seeds),
         "labeled_share": _percent(num_labeled, num_pixels),
         "scored_images": num_scored,
         "miou": _number(iou.nanmean()),
-        "miou_sure": _number(class_iou(sure).nanmean()),
+        "miou_sure": _number(iou_sure.nanmean()),
         "precision": _percent(int(sure.diagonal().sum()), int(sure.sum())),
         "iou": dict(zip(dataset.classes, map(_number, iou), strict=True)),
+        "iou_sure": dict(zip(dataset.classes, map(_number, iou_sure), strict=True)),
     }
 
 

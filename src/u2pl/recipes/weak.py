@@ -1,0 +1,46 @@
+"""Recipes of the weakly supervised setting: seed masks from image tags, and training on them."""
+
+from __future__ import annotations
+
+from u2pl.config import (
+    Config,
+    DataSettings,
+    MethodSettings,
+    ModelSettings,
+    OptimizerSettings,
+    TrainSettings,
+    WeakSettings,
+)
+from u2pl.recipes import semi
+
+
+def voc_tags() -> Config:
+    """PASCAL VOC 2012 from tags on one GPU: ResNet-101; the classifier's numbers are IRN's."""
+    return Config(
+        recipe="voc-tags",
+        setting="weak",
+        model=ModelSettings(encoder="resnet101", output_stride=8),
+        data=DataSettings(crop=(513, 513), batch_labeled=8, batch_unlabeled=8),
+        method=MethodSettings(background_class=0),
+        optimizer=OptimizerSettings(lr=1e-3, head_lr_factor=10.0),
+        train=TrainSettings(steps=20_000, supervised_steps=1300),
+        weak=WeakSettings(lr=0.1),
+    )
+
+
+def demo_weak() -> Config:
+    """The painted close-ups of ``u2pl demo --setting weak``, known by their tags alone."""
+    return semi.demo().with_overrides(
+        {
+            "recipe": "demo-weak",
+            "setting": "weak",
+            "data.scale": (0.67, 1.5),
+            "train.steps": 2400,
+            "train.supervised_steps": 400,
+            "train.eval_every": 2400,
+            "train.checkpoint_every": 600,
+            "weak.steps": 1500,
+            "weak.scale": (0.67, 1.0),
+            "weak.output_stride": 16,
+        }
+    )
