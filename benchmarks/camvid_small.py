@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from cells import Methods, add_arguments, run_table
+from cells import Method, Methods, add_arguments, run_table
 
 METHODS: Methods = {
-    "supervised": ("supervised", {}),
-    "no_contrast": ("semi", {"method.contrastive_weight": 0.0}),
-    "u2pl": ("semi", {}),
+    "supervised": Method("supervised"),
+    "no_contrast": Method("semi", {"method.contrastive_weight": 0.0}),
+    "u2pl": Method("semi"),
 }
 
 

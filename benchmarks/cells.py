@@ -8,14 +8,28 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 import u2pl
 
-Methods = dict[str, tuple[str, dict[str, Any]]]
-"""Setting and overrides of each row."""
+
+class Method(NamedTuple):
+    """A row of a table.
+
+    Attributes:
+        setting: of its trainings.
+        overrides: settings by dotted key.
+        dataset: the file, beside the split's dataset.yaml, that it trains on.
+    """
+
+    setting: str
+    overrides: dict[str, Any] = {}  # noqa: RUF012 - a tuple's default, never written to
+    dataset: str = "dataset.yaml"
+
+
+Methods = dict[str, Method]
 
 
 def add_arguments(parser: argparse.ArgumentParser, methods: Methods) -> None:
@@ -34,6 +48,7 @@ def run_table(
     *,
     recipe: str,
     write_split: Callable[[Path, int], Path],
+    overrides_of: Callable[[str, int], dict[str, Any]] = lambda name, seed: {},
 ) -> None:
     """Run the cells that are missing, and print the table.
 
@@ -42,6 +57,7 @@ def run_table(
         methods: all rows.
         recipe: of every cell.
         write_split: writes a seed's dataset.yaml into a folder and returns it.
+        overrides_of: settings that depend on the row and the seed.
     """
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -51,13 +67,15 @@ def run_table(
     for seed in arguments.seeds:
         dataset = write_split(arguments.out / f"split-{seed}", seed)
         for name in arguments.methods:
+            method = methods[name]
             run_cell(
-                dataset,
+                dataset.parent / method.dataset,
                 arguments.out / f"{name}-{seed}",
                 recipe=recipe,
-                method=(name, methods[name]),
+                name=name,
+                setting=method.setting,
                 seed=seed,
-                overrides=overrides,
+                overrides=method.overrides | overrides_of(name, seed) | overrides,
             )
     print_tables(arguments.out, methods)
 
@@ -67,7 +85,8 @@ def run_cell(
     out: Path,
     *,
     recipe: str,
-    method: tuple[str, tuple[str, dict[str, Any]]],
+    name: str,
+    setting: str,
     seed: int,
     overrides: dict[str, Any],
 ) -> None:
@@ -77,7 +96,6 @@ def run_cell(
     """
     if (out / "result.json").exists():
         return
-    name, (setting, changes) = method
     started = time.perf_counter()
     result = u2pl.train(
         dataset,
@@ -85,7 +103,7 @@ def run_cell(
         out=out,
         setting=setting,
         seed=seed,
-        overrides={} if has_begun(out) else {**changes, **overrides},
+        overrides={} if has_begun(out) else overrides,
         resume=has_begun(out),
         on_progress=lambda p: (
             print(name, seed, p.step, p.values, flush=True) if p.step % 100 == 0 else None
@@ -106,7 +124,7 @@ def run_cell(
 
 def has_begun(out: Path) -> bool:
     """Whether a run folder can be resumed."""
-    return (out / "checkpoints" / "last.pt").exists()
+    return (out / "config.yaml").exists()
 
 
 def print_tables(out: Path, methods: Iterable[str]) -> None:

@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from cells import Methods, add_arguments, run_table
+from cells import Method, Methods, add_arguments, run_table
 
 from u2pl.recipes import adapt
 
 METHODS: Methods = {
-    "source_only": ("supervised", {}),
-    "dacs": ("adapt", adapt.DACS),
-    "no_contrast": ("adapt", {"method.contrastive_weight": 0.0}),
-    "u2pl": ("adapt", {}),
+    "source_only": Method("supervised"),
+    "dacs": Method("adapt", adapt.DACS),
+    "no_contrast": Method("adapt", {"method.contrastive_weight": 0.0}),
+    "u2pl": Method("adapt"),
 }
 NUM_UNLABELED, NUM_VAL = 400, 145
 

@@ -19,11 +19,14 @@ def test_recipe_is_a_complete_configuration_of_its_name(name: str) -> None:
     assert isinstance(config, Config)
     assert config.recipe == name
     adapts = config.method.mixing == "classmix_labeled"
-    assert config.setting == ("adapt" if adapts else "semi")
+    other = "weak" if name in ("voc-tags", "msrc21-small", "demo-weak") else "semi"
+    assert config.setting == ("adapt" if adapts else other)
     assert parse_config(config.model_dump()) == config
 
 
-@pytest.mark.parametrize("name", ["camvid-small", "demo", "street6-small", "demo-adapt"])
+@pytest.mark.parametrize(
+    "name", ["camvid-small", "demo", "street6-small", "demo-adapt", "msrc21-small", "demo-weak"]
+)
 def test_small_recipe_builds_a_network_that_sees_its_own_crop(name: str) -> None:
     config = get_recipe(name)
     model = Segmenter(config.model, 3, load_pretrained=False).eval()

@@ -155,7 +155,7 @@ def training_step(
 
     terms = backward_in_parts(fabric, state, batch.labeled, pseudo, pairs, config)
     update_student(fabric, state, config)
-    decay = teacher_decay(semi_step, maximum=config.method.ema_decay)
+    decay = teacher_decay(state.step, maximum=config.method.ema_decay)
     follow(state.teacher, state.student, decay=decay)
     state.step += 1
     return terms | counts(pseudo, pairs, state, alpha)

@@ -10,18 +10,21 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def teacher_decay(semi_step: int, *, maximum: float = 0.99) -> float:
+def teacher_decay(step: int, *, maximum: float = 0.99) -> float:
     """Decay after a step: ``min(1 - 1/(step + 1), maximum)`` [C].
 
+    Counted from the first step of the run [R], so that the teacher is already an average when its
+    first pseudo-labels are asked for. (The authors' code counts from the first semi-supervised
+    step: after a supervised warm-up the teacher begins as the student of that very step.)
+
     Args:
-        semi_step: counted from the first semi-supervised step; negative during the supervised
-            warm-up, where the teacher simply equals the student.
+        step: counted from 0.
         maximum: in [0, 1).
 
-    >>> [round(teacher_decay(step), 3) for step in (-5, 0, 1, 3, 1000)]
-    [0.0, 0.0, 0.5, 0.75, 0.99]
+    >>> [round(teacher_decay(step), 3) for step in (0, 1, 3, 1000)]
+    [0.0, 0.5, 0.75, 0.99]
     """
-    return min(1 - 1 / (max(semi_step, 0) + 1), maximum)
+    return min(1 - 1 / (step + 1), maximum)
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "street6-small": adapt.street6_small,
     "demo-adapt": adapt.demo_adapt,
     "voc-tags": weak.voc_tags,
+    "msrc21-small": weak.msrc21_small,
     "demo-weak": weak.demo_weak,
 }
 

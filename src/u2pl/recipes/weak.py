@@ -28,6 +28,29 @@ def voc_tags() -> Config:
     )
 
 
+def msrc21_small() -> Config:
+    """MSRC-21 from tags on two CPU cores within minutes: ImageNet EfficientNet-Lite0, FPN.
+
+    The pretrained encoder comes from timm's hub, or from a file given as ``model.weights``.
+    """
+    return semi.camvid_small().with_overrides(
+        {
+            "recipe": "msrc21-small",
+            "setting": "weak",
+            "model.encoder": "tf_efficientnet_lite0",
+            "data.resize": 160,
+            "data.crop": (128, 128),
+            "data.scale": (0.75, 1.5),
+            "train.steps": 1000,
+            "train.supervised_steps": 200,
+            "train.eval_every": 500,
+            "weak.steps": 400,
+            "weak.batch_size": 8,
+            "weak.scale": (0.8, 1.25),
+        }
+    )
+
+
 def demo_weak() -> Config:
     """The painted close-ups of ``u2pl demo --setting weak``, known by their tags alone."""
     return semi.demo().with_overrides(
