@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from factories import write_dataset
 from tiny import assignments, tiny_overrides
-from u2pl import cli, demo
+from u2pl import cli, demo, doctor
 from u2pl.data.sources import load_dataset
 from u2pl.engine.loop import Interrupted
 from u2pl.engine.run_folder import RunFolder
@@ -240,18 +240,53 @@ def test_interrupted_demo_says_so_in_a_sentence(
         raise Interrupted(7, dataset, RunFolder(tmp_path / "demo" / "u2pl"))
 
     monkeypatch.setattr(demo, "run_demo", interrupted)
-    assert u2pl("demo", "--out", tmp_path / "demo") == 1
+    assert u2pl("demo", "--out", tmp_path / "demo") == 75
     assert capsys.readouterr().err.startswith("Error: Stopped after step 7; the state is saved.")
 
 
 def test_every_command_helps_with_an_example() -> None:
     runner = CliRunner()
-    for command in (["demo"], ["train"], ["evaluate"], ["predict"], ["data", "check"]):
+    for command in (["demo"], ["train"], ["evaluate"], ["predict"], ["doctor"], ["data", "check"]):
         result = runner.invoke(cli.app, [*command, "--help"])
         assert result.exit_code == 0
         assert f"Example: u2pl {' '.join(command)}" in " ".join(result.stdout.split())
     listed = runner.invoke(cli.app, ["--help"]).stdout
     assert all(name in listed for name in ("demo", "train", "evaluate", "predict", "data"))
+
+
+def test_doctor_shows_versions_and_tests_the_installation(
+    tmp_path: Path,
+    u2pl: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    exact = {"resumed_exactly": True, "predicted": [48, 48], "seconds": 9.0}
+    monkeypatch.setattr(doctor, "self_test", lambda: exact)
+    assert u2pl("doctor", "--self-test", "--json", tmp_path / "a.json") == 0
+    shown = capsys.readouterr().out
+    assert f"torch: {torch.__version__}" in shown
+    assert "The self-test trained, resumed exactly and predicted, in 9 s." in shown
+    written = json.loads((tmp_path / "a.json").read_text())
+    assert written["self_test"] == exact
+    assert set(written) == {"versions", "devices", "advice", "self_test"}
+    monkeypatch.setattr(doctor, "self_test", lambda: exact | {"resumed_exactly": False})
+    assert u2pl("doctor", "--self-test") == 1
+    assert "differs from the one that never stopped" in capsys.readouterr().err
+
+
+def test_doctor_replays_what_a_failed_run_kept(
+    tmp_path: Path, u2pl: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, run = write_dataset(tmp_path / "data"), tmp_path / "run"
+    changes = tiny_overrides(optimizer__name="sgd", optimizer__lr=1e30)
+    assert u2pl("train", dataset, *RECIPE, "--out", run, *assignments(changes)) == 1
+    file = run / "failure" / "step-2.pt"
+    assert f"`u2pl doctor --replay {file}`" in capsys.readouterr().err
+    assert u2pl("doctor", "--replay", file, "--json", tmp_path / "a.json") == 0
+    shown = capsys.readouterr().out
+    assert "Step 2, not finite then: " in shown
+    assert "Made again with the weights of step 0: " in shown
+    assert json.loads((tmp_path / "a.json").read_text())["images"][0]["file"] in shown
 
 
 # mistakes
@@ -439,7 +474,7 @@ def test_mistake_in_a_real_process_shows_no_traceback(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no such signals")
 def test_signal_saves_and_resume_goes_on(
     number: signal.Signals, tmp_path: Path, u2pl: Callable[..., int]
@@ -463,7 +498,7 @@ def test_signal_saves_and_resume_goes_on(
         _, shown = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 1
+    assert process.returncode == 75  # resume me
     assert "Traceback" not in shown
     assert "Warning" not in shown
     (sentence,) = [line for line in shown.splitlines() if line.startswith("Error: ")]

@@ -24,9 +24,11 @@ from rich.table import Table
 
 from u2pl import api
 from u2pl import demo as demo_module
+from u2pl import doctor as doctor_module
 from u2pl.config import parse_assignments
 from u2pl.data.check import check_dataset
 from u2pl.data.sources import load_dataset
+from u2pl.engine import failure
 from u2pl.engine.evaluate import Evaluation
 from u2pl.engine.loop import Progress
 from u2pl.engine.predict import KINDS, predict_images
@@ -345,6 +347,59 @@ def predict(
         f"{100 * result['reliable_share']:.0f} % of the pixels are reliable."
     )
     write_result(json_file, result)
+
+
+@app.command(epilog="Example: `u2pl doctor --self-test`")
+def doctor(
+    self_test: Annotated[
+        bool, typer.Option("--self-test", help="Train a little, stop, go on, predict.")
+    ] = False,
+    replay: Annotated[
+        Path | None,
+        typer.Option(help="A failure/step-N.pt of a run: make that step again.", dir_okay=False),
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Show versions and devices; test the installation; look at a step that was not finite."""
+    if replay is not None:
+        result = failure.replay(replay)
+        describe_replay(result)
+        write_result(json_file, result)
+        return
+    result = {"versions": doctor_module.versions(), "devices": doctor_module.devices()}
+    result["advice"] = doctor_module.advice()
+    for name, version in result["versions"].items():
+        say(f"{name}: {version}")
+    machine = result["devices"]
+    say(f"cores: {machine['cpu_count']}, threads of torch: {machine['threads']}")
+    for gpu in machine["gpus"]:
+        bfloat16 = "bfloat16" if gpu["bfloat16"] else "no bfloat16"
+        say(f"GPU: {gpu['name']}, {gpu['memory_gib']} GiB, {bfloat16}")
+    for sentence in result["advice"] if machine["gpus"] else [*result["advice"], "No GPU."]:
+        say(sentence)
+    if self_test:
+        result["self_test"] = doctor_module.self_test()
+        write_result(json_file, result)
+        if not result["self_test"]["resumed_exactly"]:
+            raise UserError("The self-test's resumed run differs from the one that never stopped.")
+        seconds = result["self_test"]["seconds"]
+        say(f"The self-test trained, resumed exactly and predicted, in {seconds:.0f} s.")
+        return
+    write_result(json_file, result)
+
+
+def describe_replay(result: dict[str, Any]) -> None:
+    """Say what a second look at a step found."""
+    then = ", ".join(f"{name} {value}" for name, value in result["values"].items())
+    say(f"Step {result['step']}, not finite then: {then}.")
+    now = ", ".join(f"{name} {value:.4g}" for name, value in result["now"].items())
+    say(f"Made again with the weights of step {result['checkpoint_step']}: {now}.")
+    if result["layer"] is not None:
+        say(f"The first layer whose output is not finite now: {result['layer']}.")
+    for row in result["images"]:
+        labels = f", labels {row['labels']}" if "labels" in row else ""
+        finite = "" if row["finite"] else ", NOT FINITE"
+        say(f"{row['file']}: {row['low']:.3f} to {row['high']:.3f}{finite}{labels}")
 
 
 @data_app.command("check", epilog="Example: `u2pl data check dataset.yaml`")

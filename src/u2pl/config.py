@@ -179,6 +179,8 @@ class TrainSettings(Settings):
     eval_every: int = Field(1000, ge=1)
     """Steps between evaluations on val; the last step is always evaluated."""
     checkpoint_every: int = Field(500, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+    """Files ``last.pt``, ``last-1.pt``, …: where the newest is damaged, the one before is taken."""
     log_every: int = Field(20, ge=1)
     seed: int = Field(0, ge=0)
     deterministic: bool = False

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -10,7 +11,9 @@ import torch
 from torch import nn
 
 from u2pl.engine.checkpoint import (
+    kept_checkpoints,
     load_checkpoint,
+    load_newest_checkpoint,
     load_weights,
     save_checkpoint,
     save_weights,
@@ -123,3 +126,102 @@ def test_json_is_plain_and_refuses_what_json_has_not(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(path, {"a": float("nan")})
     assert json.loads(path.read_text())["b"] == 0.5
+
+
+# several of them
+
+
+def states_in(folder: Path) -> dict[str, int]:
+    return {file.name: load_checkpoint(file)["step"] for file in folder.iterdir()}
+
+
+def save_steps(path: Path, steps: range, *, keep: int) -> None:
+    for step in steps:
+        save_checkpoint(path, {"student": {"w": torch.rand(50)}, "step": step}, keep=keep)
+
+
+def flip_a_bit(path: Path) -> None:
+    """In the middle of a tensor, where neither zip nor pickle has structure."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_last_checkpoints_are_kept(tmp_path: Path) -> None:
+    save_steps(tmp_path / "last.pt", range(5), keep=3)
+    assert states_in(tmp_path) == {"last.pt": 4, "last-1.pt": 3, "last-2.pt": 2}
+
+
+def test_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {"student": {"w": torch.rand(10_000)}, "step": 1})
+    flip_a_bit(path)
+    torch.load(path, weights_only=True)  # torch does not notice
+    with pytest.raises(UserError, match=r"cannot be read \(BadZipFile\); it is damaged"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("damage", ["flip", "tear", "empty", "missing"])
+def test_damaged_newest_gives_way_to_the_one_before(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "last.pt"
+    for step in (1, 2, 3):
+        save_checkpoint(path, {"student": {"w": torch.rand(10_000)}, "step": step}, keep=2)
+    if damage == "flip":
+        flip_a_bit(path)
+    elif damage == "missing":  # killed between the two renamings
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-300] if damage == "tear" else b"")
+    assert load_newest_checkpoint(path)["step"] == 2
+    told = [record.getMessage() for record in caplog.records]
+    if damage == "missing":
+        assert told == []
+    else:
+        assert len(told) == 1
+        assert "last.pt cannot be read" in told[0]
+        assert told[0].endswith("The one before is taken.")
+
+
+def test_nothing_whole_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    save_steps(path, range(2), keep=2)
+    for file in tmp_path.iterdir():
+        file.write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"last-1\.pt cannot be read"):
+        load_newest_checkpoint(path)
+
+
+def test_numbers_order_the_kept_ones_and_other_files_are_none(tmp_path: Path) -> None:
+    for name in ("last-10.pt", "last-2.pt", "last.pt", "last-old.pt", "best.pt", "last-1.txt"):
+        (tmp_path / name).touch()
+    names = [file.name for file in kept_checkpoints(tmp_path / "last.pt")]
+    assert names == ["last.pt", "last-2.pt", "last-10.pt"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("No space left on device\nfrom a C++ function"),
+    ],
+)
+def test_full_disk_is_one_sentence_and_the_old_files_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    path = tmp_path / "last.pt"
+    save_steps(path, range(2), keep=2)
+
+    def fail(state: Any, file: Path) -> None:
+        file.write_bytes(b"half of")
+        raise error
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(UserError) as caught:
+        save_steps(path, range(2, 3), keep=2)
+    assert str(caught.value) == (
+        f"Cannot write the checkpoint {path} (No space left on device); what was saved before is "
+        "kept. Free space or mend the disk, then go on with --resume."
+    )
+    assert states_in(tmp_path) == {"last.pt": 1, "last-1.pt": 0}

@@ -76,8 +76,9 @@ def test_setting_a_rate_twice_does_not_compound() -> None:
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_an_optimizer_with_clipping_does_not_undo_the_loss_scale_itself(name: str) -> None:
-    clipped = build_optimizer(Net(), OptimizerSettings(name=name, max_grad_norm=1.0))
-    assert not getattr(clipped, "_step_supports_amp_scaling", False)  # Fabric would refuse to clip
-    assert {
-        g["fused"] for g in build_optimizer(Net(), OptimizerSettings(name=name)).param_groups
-    } == {True}
+    clipped = OptimizerSettings(name=name, max_grad_norm=1.0)
+    scaled = build_optimizer(Net(), clipped, scaled=True)
+    assert not getattr(scaled, "_step_supports_amp_scaling", False)  # Fabric would refuse to clip
+    free = OptimizerSettings(name=name)
+    for other in (build_optimizer(Net(), clipped), build_optimizer(Net(), free, scaled=True)):
+        assert {group["fused"] for group in other.param_groups} == {True}

@@ -11,6 +11,7 @@ import itertools
 import os
 import signal
 from collections.abc import Generator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -289,11 +290,7 @@ def training_batches(
     Raises:
         UserError: where there is no image, or a file cannot be read.
     """
-    labeled = LabeledStream(dataset, settings, seed=seed, strong=labeled_strong)
-    streams: list[tuple[_Stream, int]] = [(labeled, settings.batch_labeled)]
-    if with_unlabeled:
-        unlabeled = UnlabeledStream(dataset, settings, seed=seed, num_strong=num_strong)
-        streams.append((unlabeled, settings.batch_unlabeled))
+    streams = _training_streams(dataset, settings, seed, with_unlabeled, labeled_strong, num_strong)
     loader = _loader(
         _Steps(*streams),
         range(start_step, stop_step),
@@ -301,6 +298,39 @@ def training_batches(
         pin_memory=pin_memory and torch.cuda.is_available(),
     )
     return (_to_batch(item) for item in loader)
+
+
+def _training_streams(
+    dataset: Dataset,
+    settings: DataSettings,
+    seed: int,
+    with_unlabeled: bool,
+    labeled_strong: bool = False,
+    num_strong: int = 1,
+) -> list[tuple[_Stream, int]]:
+    """The streams of a training, each with its batch size."""
+    labeled = LabeledStream(dataset, settings, seed=seed, strong=labeled_strong)
+    streams: list[tuple[_Stream, int]] = [(labeled, settings.batch_labeled)]
+    if with_unlabeled:
+        unlabeled = UnlabeledStream(dataset, settings, seed=seed, num_strong=num_strong)
+        streams.append((unlabeled, settings.batch_unlabeled))
+    return streams
+
+
+def images_of_step(
+    dataset: Dataset, settings: DataSettings, *, seed: int, step: int, with_unlabeled: bool
+) -> tuple[list[Path], list[Path]]:
+    """Return the labelled and the unlabelled image files of step t's batch, in its order.
+
+    Args:
+        dataset, settings, seed, with_unlabeled: as for :func:`training_batches`.
+        step: t, counted from 0.
+    """
+    files: list[list[Path]] = [
+        [stream.sample(n).image for n in range(step * size, (step + 1) * size)]
+        for stream, size in _training_streams(dataset, settings, seed, with_unlabeled)
+    ]
+    return files[0], files[1] if with_unlabeled else []
 
 
 def unlabeled_batches(
@@ -369,10 +399,11 @@ def default_workers() -> int:
 
 
 def _ignore_signals(worker: int) -> None:
-    # Ctrl-C and a scheduler's SIGTERM reach the whole process group. The main process then ends
+    # Ctrl-C and a scheduler's signals reach the whole process group. The main process then ends
     # its step and saves, which a dying worker would interrupt; it stops its workers itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):  # Windows has no SIGUSR1
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 class EvaluationBatch(NamedTuple):

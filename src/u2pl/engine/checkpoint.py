@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from torch import Tensor
 
 from u2pl.data.images import write_whole
 from u2pl.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -34,16 +38,93 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Save tensors and plain values so that a crash leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
+def save_checkpoint(path: Path, state: dict[str, Any], *, keep: int = 1) -> None:
+    """Save tensors and plain values so that a crash leaves the old file or the new one.
+
+    The file holds a checksum of every tensor, which :func:`load_checkpoint` verifies.
+
+    Args:
+        path: the file.
+        state: what to save.
+        keep: files to keep, this one included: the one before becomes ``last-1.pt`` beside
+            ``last.pt``, that one ``last-2.pt``.
+
+    Raises:
+        UserError: where it cannot be written, as on a full disk; the files before stay.
+    """
+
+    def write(temporary: Path) -> None:
+        torch.save(state, temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        for age in range(keep - 1, 0, -1):  # the new file is whole: now the others may move
+            younger = older_checkpoint(path, age - 1)
+            if younger.is_file():
+                os.replace(younger, older_checkpoint(path, age))
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, write)
+    except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
+        reason = error.strerror if isinstance(error, OSError) else str(error).split("\n")[0]
+        raise UserError(
+            f"Cannot write the checkpoint {path} ({reason}); what was saved before is kept. Free "
+            "space or mend the disk, then go on with --resume."
+        ) from None
+
+
+def older_checkpoint(path: Path, age: int) -> Path:
+    """Where :func:`save_checkpoint` keeps the file that was ``path`` so many files ago.
+
+    >>> older_checkpoint(Path("last.pt"), 0).name, older_checkpoint(Path("last.pt"), 2).name
+    ('last.pt', 'last-2.pt')
+    """
+    return path if age == 0 else path.with_stem(f"{path.stem}-{age}")
+
+
+def kept_checkpoints(path: Path) -> list[Path]:
+    """The file and what :func:`save_checkpoint` has kept of those before it, the newest first."""
+    older = [file for file in path.parent.glob(f"{path.stem}-*{path.suffix}") if _age(file, path)]
+    return [path] * path.is_file() + sorted(older, key=lambda file: _age(file, path))
+
+
+def _age(file: Path, path: Path) -> int:
+    """The number in ``last-1.pt``; 0 where there is none."""
+    number = file.stem.removeprefix(f"{path.stem}-")
+    return int(number) if number.isdigit() else 0
+
+
+def load_newest_checkpoint(
+    path: Path, device: torch.device | str = "cpu", *, network: str = "student"
+) -> dict[str, Any]:
+    """Read a checkpoint, or, where it is damaged, the newest whole one before it; and say so.
+
+    Args:
+        path: as for :func:`save_checkpoint`.
+        device, network: as for :func:`load_checkpoint`.
+
+    Raises:
+        UserError: where there is none, or none is whole.
+    """
+    files = kept_checkpoints(path)
+    for place, file in enumerate(files):
+        try:
+            state = load_checkpoint(file, device, network=network)
+        except UserError as error:
+            if place == len(files) - 1:
+                raise
+            logger.warning("%s The one before is taken.", error)
+        else:
+            return state
+    return load_checkpoint(path, device, network=network)  # says that there is none
 
 
 def load_checkpoint(
     path: Path, device: torch.device | str = "cpu", *, network: str = "student"
 ) -> dict[str, Any]:
     """Read what :func:`save_checkpoint` wrote; nothing in the file is executed.
+
+    Every byte is compared with its checksum first: torch itself would load flipped bits.
 
     Args:
         path: the file.
@@ -56,6 +137,10 @@ def load_checkpoint(
     if not path.is_file():
         raise UserError(f"There is no checkpoint {path}; has the run been started?")
     try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+        if broken is not None:
+            raise zipfile.BadZipFile(broken)
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
         raise UserError(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -17,10 +16,19 @@ from torch import Tensor
 
 from u2pl.config import Config
 from u2pl.contrast import rank_bounds
+from u2pl.data.batch import Batch
 from u2pl.data.loaders import training_batches
 from u2pl.data.sources import Dataset, split_hash
-from u2pl.engine.checkpoint import load_checkpoint, save_checkpoint, save_weights, write_json
+from u2pl.engine.checkpoint import (
+    kept_checkpoints,
+    load_newest_checkpoint,
+    save_checkpoint,
+    save_weights,
+    write_json,
+)
 from u2pl.engine.evaluate import Evaluation, evaluate
+from u2pl.engine.failure import keep_batch
+from u2pl.engine.guard import FirstFailure
 from u2pl.engine.run_folder import MetricsLog, RunFolder
 from u2pl.engine.state import TrainState, initial_state
 from u2pl.engine.step import training_step
@@ -44,8 +52,12 @@ class Progress:
     values: dict[str, float]
 
 
+RESUME_ME = 75
+"""Exit status of a run that was asked to stop and has saved: EX_TEMPFAIL, try again later."""
+
+
 class Interrupted(UserError):
-    """Training was asked to stop, and has saved its state.
+    """Training was asked to stop, and has saved its state; the exit status is :data:`RESUME_ME`.
 
     Args:
         step: where it stands.
@@ -62,7 +74,8 @@ class Interrupted(UserError):
     ) -> None:
         super().__init__(
             f"Stopped after {done or f'step {step}'}; the state is saved. Go on with: "
-            f"u2pl train {dataset.path} --out {folder.path} --resume"
+            f"u2pl train {dataset.path} --out {folder.path} --resume",
+            exit_code=RESUME_ME,
         )
         self.step = step
 
@@ -101,7 +114,7 @@ def fit(
     # not "auto": the equations use float64 here and there, which Apple's GPUs do not have
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     fabric = Fabric(accelerator=accelerator, devices=1, precision=choose_precision(config))
-    saved = resume and folder.checkpoint("last").is_file()
+    saved = resume and bool(kept_checkpoints(folder.checkpoint("last")))
     state = initial_state(
         config,
         dataset.num_classes,
@@ -128,7 +141,7 @@ def restore(
     Raises:
         UserError: where the images have changed, or the checkpoint does not fit the settings.
     """
-    checkpoint = load_checkpoint(folder.checkpoint("last"), fabric.device)
+    checkpoint = load_newest_checkpoint(folder.checkpoint("last"), fabric.device)
     refuse_other_data(checkpoint, dataset, folder)
     try:
         state.load_state_dict(checkpoint)
@@ -211,22 +224,13 @@ class Runner:
         self.on_progress, self.on_evaluation = on_progress, on_evaluation
         self.scores: dict[str, Evaluation] = {}
         self.scored_at = -1
-        self.losses: dict[str, Tensor] = {}
+        self.failure = FirstFailure(fabric.device)
+        self.num_skipped = torch.zeros((), device=fabric.device)
 
     def run(self, stop: int) -> dict[str, Any]:
         """Train until ``stop`` updates are made; see :func:`fit`."""
         log = MetricsLog(self.folder, step=self.state.step)
-        with_unlabeled = uses_unlabeled(self.config, self.dataset)
-        batches = training_batches(
-            self.dataset,
-            self.config.data,
-            seed=self.config.train.seed,
-            start_step=self.state.step,
-            stop_step=stop,
-            with_unlabeled=with_unlabeled,
-            labeled_strong=with_unlabeled and self.config.method.mixing == "classmix_labeled",
-            pin_memory=self.fabric.device.type == "cuda",
-        )
+        batches = self.batches(self.state.step, stop)
         self.state.student.train()
         with noticing_signals() as asked_to_stop, closing(log), closing(batches):
             started, since = time.perf_counter(), self.state.step
@@ -234,8 +238,13 @@ class Runner:
                 values = training_step(
                     self.fabric, self.state, batch.to(self.fabric.device), self.config
                 )
-                self.losses = values
                 step, last = self.state.step, self.state.step == stop
+                self.failure.look(step, values)
+                if "skipped" in values:
+                    self.num_skipped += values.pop("skipped")
+                    values["skipped_updates"] = self.num_skipped
+                if self.fabric.device.type == "cpu":  # there is nothing to wait for
+                    self.require_finite()
                 if step % self.config.train.log_every == 0 or last:
                     now = time.perf_counter()
                     self.report(log, values, (step - since) / (now - started))
@@ -252,29 +261,51 @@ class Runner:
             self.score(None)
         return self.finish()
 
+    def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
+        """The batches of the steps from ``start`` to ``stop`` - 1, counted from 0."""
+        with_unlabeled = uses_unlabeled(self.config, self.dataset)
+        return training_batches(
+            self.dataset,
+            self.config.data,
+            seed=self.config.train.seed,
+            start_step=start,
+            stop_step=stop,
+            with_unlabeled=with_unlabeled,
+            labeled_strong=with_unlabeled and self.config.method.mixing == "classmix_labeled",
+            pin_memory=self.fabric.device.type == "cuda",
+        )
+
     def report(self, log: MetricsLog, values: dict[str, Tensor], steps_per_second: float) -> None:
         """Fetch a step's numbers from the device, check them, and write them."""
+        self.require_finite()
         names = list(values)
         numbers = torch.stack([values[name].float() for name in names]).tolist()
         row = dict(zip(names, numbers, strict=True))
-        self.require_finite(row)
         row["lr"] = self.state.optimizer.param_groups[0]["lr"]
         row["steps_per_second"] = steps_per_second
         log.write("train", self.state.step, row)
         self.on_progress(Progress(self.state.step, self.config.train.steps, steps_per_second, row))
 
-    def require_finite(self, values: Mapping[str, float | Tensor]) -> None:
-        """Raise UserError where a loss is not finite."""
-        for name, value in values.items():
-            if name.startswith("loss") and not math.isfinite(value):
-                raise UserError(
-                    f"At step {self.state.step} {name} became {float(value)}; training stopped "
-                    "before saving it. Lower optimizer.lr, or look at the images with "
-                    "`u2pl data check`."
-                )
+    def require_finite(self) -> None:
+        """Raise UserError where a step was not finite, and keep its batch to look at."""
+        found = self.failure.found()
+        if found is None:
+            return
+        step, values = found
+        with closing(self.batches(step - 1, step)) as again:  # a function of its number
+            file = keep_batch(
+                next(again), self.config, self.dataset, self.folder, step=step, values=values
+            )
+        name, value = next(iter(values.items()))
+        raise UserError(
+            f"At step {step} {name} became {value}; training stopped before the update. The batch "
+            f"and the names of its images are in {file}; look at them with `u2pl doctor --replay "
+            f"{file}`. Lower optimizer.lr, or set optimizer.max_grad_norm."
+        )
 
     def score(self, log: MetricsLog | None) -> None:
         """Evaluate student and teacher on val."""
+        self.require_finite()
         step = self.state.step
         # without Fabric's wrapper both are scored in float32, as `u2pl evaluate` will
         student = getattr(self.state.student, "module", self.state.student)
@@ -296,7 +327,7 @@ class Runner:
 
     def save(self, name: str = "last") -> None:
         """Write a checkpoint, unless the last step spoiled what would be saved."""
-        self.require_finite(self.losses)
+        self.require_finite()
         weights = self.state.student.parameters()
         if not torch.stack([tensor.detach().isfinite().all() for tensor in weights]).all():
             raise UserError(
@@ -308,7 +339,11 @@ class Runner:
             "splits": training_splits(self.dataset),
             "precision": self.fabric.strategy.precision.state_dict(),
         }
-        save_checkpoint(self.folder.checkpoint(name), self.state.state_dict() | extra)
+        save_checkpoint(
+            self.folder.checkpoint(name),
+            self.state.state_dict() | extra,
+            keep=self.config.train.keep_checkpoints if name == "last" else 1,
+        )
 
     def finish(self) -> dict[str, Any]:
         """Write weights, the model's description and the result."""
@@ -358,9 +393,17 @@ def uses_unlabeled(config: Config, dataset: Dataset) -> bool:
     return weighs and bool(dataset.unlabeled)
 
 
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+)
+
+
 @contextmanager
 def noticing_signals() -> Iterator[Callable[[], bool]]:
-    """Turn the first SIGINT or SIGTERM into a flag; a second one ends the process as usual.
+    """Turn the first SIGINT, SIGTERM or SIGUSR1 into a flag; a second one acts as usual.
+
+    SIGUSR1 is what SLURM sends ahead of the end of a job where ``--signal`` asks for it. There is
+    none on Windows.
 
     Outside the main thread, where Python takes no signal handlers, the flag stays down.
     """
@@ -377,7 +420,7 @@ def noticing_signals() -> Iterator[Callable[[], bool]]:
 
     before: dict[int, Any] = {}
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOP_SIGNALS:
             before[number] = signal.signal(number, notice)
     except ValueError:
         before.clear()

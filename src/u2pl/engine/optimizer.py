@@ -8,7 +8,9 @@ from torch import nn
 from u2pl.config import OptimizerSettings
 
 
-def build_optimizer(student: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+def build_optimizer(
+    student: nn.Module, settings: OptimizerSettings, *, scaled: bool = False
+) -> torch.optim.Optimizer:
     """One optimiser with the encoder at ``lr`` and all else at ``lr * head_lr_factor``.
 
     AdamW leaves vectors (biases, normalisation) without weight decay, as transformers are
@@ -17,6 +19,7 @@ def build_optimizer(student: nn.Module, settings: OptimizerSettings) -> torch.op
     Args:
         student: has an ``encoder``.
         settings: rates and decays.
+        scaled: the loss is scaled for float16.
 
     Returns:
         An optimiser whose groups carry ``base_lr``, the rate before the schedule.
@@ -34,9 +37,9 @@ def build_optimizer(student: nn.Module, settings: OptimizerSettings) -> torch.op
         }
         for (in_encoder, decayed), members in groups.items()
     ]
-    # one kernel for all weights; with float16 it undoes the loss's scale inside the step, which
-    # leaves no place for clipping before it
-    fused = settings.max_grad_norm is None
+    # one kernel for all weights, which can leave them alone without asking the device; with a
+    # scaled loss it undoes the scale inside the step, which leaves no place for clipping before it
+    fused = settings.max_grad_norm is None or not scaled
     if settings.name == "sgd":
         return torch.optim.SGD(parameters, lr=settings.lr, momentum=settings.momentum, fused=fused)
     return torch.optim.AdamW(parameters, lr=settings.lr, fused=fused)

@@ -113,7 +113,9 @@ def initial_state(
     return TrainState(
         student=student,
         teacher=teacher,
-        optimizer=build_optimizer(student, config.optimizer),
+        optimizer=build_optimizer(
+            student, config.optimizer, scaled=config.train.precision == "16-mixed"
+        ),
         queues=queues.to(device),
         prototypes=prototypes.to(device),
         ignore_index=ignore_index,

@@ -7,6 +7,7 @@ grid [h, w]; images, labels and losses at full size [H, W].
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -27,6 +28,7 @@ from u2pl.contrast import (
 )
 from u2pl.data.batch import Batch, LabeledBatch, UnlabeledBatch
 from u2pl.data.loaders import derive_seed
+from u2pl.engine.guard import are_finite, gradient_norm, has_scaler
 from u2pl.engine.optimizer import learning_rate_factor, set_learning_rate
 from u2pl.engine.state import TrainState
 from u2pl.engine.teacher import follow, statistics_at_rest, teacher_decay
@@ -131,8 +133,8 @@ def training_step(
         config: the run.
 
     Returns:
-        Scalars on the device: the loss, its terms exactly as optimised, and counts. Nothing here
-        waits for the device.
+        Scalars on the device: the loss, its terms exactly as optimised, the gradient's norm, and
+        counts. Nothing here waits for the device. Where one is not finite the weights stay.
     """
     semi_step = state.step - config.train.supervised_steps
     unlabeled = batch.unlabeled if semi_step >= 0 else None
@@ -154,7 +156,7 @@ def training_step(
             pairs = contrast_pairs(state, view_l, labels, pseudo, config, generator)
 
     terms = backward_in_parts(fabric, state, batch.labeled, pseudo, pairs, config)
-    update_student(fabric, state, config)
+    terms |= update_student(fabric, state, terms, config)
     decay = teacher_decay(state.step, maximum=config.method.ema_decay)
     follow(state.teacher, state.student, decay=decay)
     state.step += 1
@@ -447,8 +449,15 @@ def student_views(
     return torch.cat([logits_l, logits_u]), features
 
 
-def update_student(fabric: Fabric, state: TrainState, config: Config) -> None:
-    """Clip where asked, and make the optimiser's step at this step's learning rate."""
+def update_student(
+    fabric: Fabric, state: TrainState, terms: dict[str, Tensor], config: Config
+) -> dict[str, Tensor]:
+    """Make the optimiser's step at this step's learning rate, unless a number is not finite.
+
+    Returns:
+        ``grad_norm``, before clipping. With float16 the loss scaler looks at the gradients instead
+        and skips updates; then ``skipped`` is 1 or 0.
+    """
     settings = config.optimizer
     factor = learning_rate_factor(
         state.step,
@@ -457,15 +466,24 @@ def update_student(fabric: Fabric, state: TrainState, config: Config) -> None:
         warmup_steps=settings.lr_warmup_steps,
     )
     set_learning_rate(state.optimizer, factor)
+    norm = gradient_norm(state.student.parameters())
+    if has_scaler(fabric):
+        told = {"skipped": (~norm.isfinite()).float()}
+    else:
+        told = {"grad_norm": norm}
+        # the fused optimisers read this, and where it is 1 leave weights and moments alone
+        raw: Any = getattr(state.optimizer, "optimizer", state.optimizer)
+        raw.found_inf = (~are_finite(terms | told)).float()
     if settings.max_grad_norm is not None:
         fabric.clip_gradients(
             state.student,
             state.optimizer,
             max_norm=settings.max_grad_norm,
-            error_if_nonfinite=False,  # it would wait for the device; the loop looks at the loss
+            error_if_nonfinite=False,  # it would wait for the device; the loop looks at the norm
         )
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
+    return told
 
 
 def supervised_loss(

@@ -17,7 +17,8 @@ from u2pl.data.batch import UnlabeledBatch
 from u2pl.data.loaders import derive_seed, unlabeled_batches
 from u2pl.data.sources import Dataset, Sample
 from u2pl.engine.checkpoint import (
-    load_checkpoint,
+    kept_checkpoints,
+    load_newest_checkpoint,
     load_weights,
     save_checkpoint,
     save_weights,
@@ -199,7 +200,7 @@ def train_classifier(
     """
     total, weights = config.weak.steps, folder.weights(NAME)
     checkpoint = folder.checkpoint(NAME)
-    begun = weights.is_file() or checkpoint.is_file()
+    begun = weights.is_file() or bool(kept_checkpoints(checkpoint))
     model = build_classifier(config, dataset.num_classes, load_pretrained=not begun).to(device)
     optimizer = build_optimizer(model, _optimizer_settings(config))
     step, losses = _restore(model, optimizer, folder, device)
@@ -217,7 +218,7 @@ def train_classifier(
             if step == total:
                 break
             if asked or step % config.train.checkpoint_every == 0:
-                _save(model, optimizer, step, losses, checkpoint)
+                _save(model, optimizer, step, losses, checkpoint, config.train.keep_checkpoints)
             if asked:
                 raise Interrupted(
                     0, dataset, folder, done=f"{step} of {total} steps of the tag classifier"
@@ -255,8 +256,8 @@ def _restore(
     try:
         if folder.weights(NAME).is_file():
             model.load_state_dict(load_weights(folder.weights(NAME)))
-        elif folder.checkpoint(NAME).is_file():
-            state = load_checkpoint(folder.checkpoint(NAME), device, network=NAME)
+        elif kept_checkpoints(folder.checkpoint(NAME)):
+            state = load_newest_checkpoint(folder.checkpoint(NAME), device, network=NAME)
             model.load_state_dict(state[NAME])
             optimizer.load_state_dict(state["optimizer"])
             return state["step"], state["losses"]
@@ -274,11 +275,12 @@ def _save(
     step: int,
     losses: list[dict[str, float]],
     path: Path,
+    keep: int,
 ) -> None:
     """Write what :func:`_restore` reads."""
     _require_finite(model, step)
     state = {"optimizer": optimizer.state_dict(), "step": step, "losses": losses}
-    save_checkpoint(path, {NAME: model.state_dict(), **state})
+    save_checkpoint(path, {NAME: model.state_dict(), **state}, keep=keep)
 
 
 def _write_result(model: TagClassifier, losses: list[dict[str, float]], folder: RunFolder) -> None:
@@ -287,7 +289,8 @@ def _write_result(model: TagClassifier, losses: list[dict[str, float]], folder: 
     log.parent.mkdir(parents=True, exist_ok=True)
     write_json(log, {"steps": losses[-1]["step"], "losses": losses})
     save_weights(folder.weights(NAME), model.state_dict())  # last: it says that all is there
-    folder.checkpoint(NAME).unlink(missing_ok=True)
+    for file in kept_checkpoints(folder.checkpoint(NAME)):
+        file.unlink()
 
 
 def _optimizer_settings(config: Config) -> OptimizerSettings:
