@@ -182,6 +182,8 @@ class TrainSettings(Settings):
     keep_checkpoints: int = Field(2, ge=1)
     """Files ``last.pt``, ``last-1.pt``, …: where the newest is damaged, the one before is taken."""
     log_every: int = Field(20, ge=1)
+    watchdog_minutes: float | None = Field(30.0, gt=0)
+    """A run in which nothing moves for so long ends and names the phase; None waits for ever."""
     seed: int = Field(0, ge=0)
     deterministic: bool = False
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import re
 import signal
@@ -360,3 +361,51 @@ def test_outside_the_main_thread_no_signal_is_taken() -> None:
     thread.join()
     assert answers == [False]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+# the disk
+
+
+def test_full_disk_under_the_metrics_is_one_sentence(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, path = tiny_config(train__checkpoint_every=1), tmp_path / "a"
+    original = loop.MetricsLog.write
+
+    def write(self: loop.MetricsLog, kind: str, step: int, values: dict[str, float]) -> None:
+        if step == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(self, kind, step, values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.MetricsLog, "write", write)
+        with pytest.raises(UserError) as caught:
+            start(config, dataset, path)
+    assert str(caught.value) == (
+        f"Cannot write to {path} (No space left on device); what was saved before is kept. Free "
+        "space or mend the disk, then go on with --resume."
+    )
+    assert step_of(path) == 2
+    assert fit(config, dataset, RunFolder(path), resume=True)["finished"]
+
+
+def test_other_faults_of_the_system_are_not_taken_for_a_full_disk() -> None:
+    with pytest.raises(ConnectionResetError), loop.telling_of_the_disk(RunFolder(Path("a"))):
+        raise ConnectionResetError
+
+
+def test_run_goes_on_from_the_checkpoint_before_a_damaged_one(
+    dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tiny_config(train__checkpoint_every=1, train__stop_after=3)
+    start(config, dataset, tmp_path / "a")
+    last = RunFolder(tmp_path / "a").checkpoint("last")
+    last.write_bytes(last.read_bytes()[:1000])
+    whole = config.with_overrides({"train.stop_after": None})
+    result = fit(whole, dataset, RunFolder(tmp_path / "a"), resume=True)
+    assert "The one before is taken." in caplog.text
+    assert result["finished"]
+    straight = start(whole, dataset, tmp_path / "b")
+    assert result["ema"]["confusion"] == straight["ema"]["confusion"]
+    rows = [row["step"] for row in read_metrics(tmp_path / "a" / "metrics.jsonl")]
+    assert rows == [1, 2, 3, 4, 4]  # each step once, and val after the last

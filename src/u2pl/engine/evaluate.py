@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,6 +155,7 @@ def evaluate(
     *,
     device: torch.device,
     workers: int | None = None,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, Evaluation]:
     """Score networks side by side, so that each image is decoded once.
 
@@ -168,6 +169,7 @@ def evaluate(
         config: resizing and protocol.
         device: where the networks are.
         workers: loader processes; None as in the configuration.
+        on_batch: called before each batch is scored.
 
     Returns:
         An :class:`Evaluation` for each name.
@@ -180,6 +182,7 @@ def evaluate(
     for images, masks, _, sizes in evaluation_batches(
         samples, dataset, config.data, batch_size=settings.batch_size, workers=workers
     ):
+        on_batch()
         images = images.to(device)
         assert masks is not None, "samples without masks cannot be scored"
         for name, model in models.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -32,6 +33,7 @@ from u2pl.engine.guard import FirstFailure
 from u2pl.engine.run_folder import MetricsLog, RunFolder
 from u2pl.engine.state import TrainState, initial_state
 from u2pl.engine.step import training_step
+from u2pl.engine.watchdog import Watchdog
 from u2pl.errors import UserError
 
 
@@ -130,7 +132,8 @@ def fit(
         best = restore(state, fabric, dataset, folder)
     stop = min(config.train.steps, config.train.stop_after or config.train.steps)
     runner = Runner(fabric, state, config, dataset, folder, best, on_progress, on_evaluation)
-    return runner.run(stop)
+    with telling_of_the_disk(folder):
+        return runner.run(stop)
 
 
 def restore(
@@ -226,15 +229,16 @@ class Runner:
         self.scored_at = -1
         self.failure = FirstFailure(fabric.device)
         self.num_skipped = torch.zeros((), device=fabric.device)
+        self.watch = Watchdog(config.train.watchdog_minutes, folder.path, exit_code=RESUME_ME)
 
     def run(self, stop: int) -> dict[str, Any]:
         """Train until ``stop`` updates are made; see :func:`fit`."""
         log = MetricsLog(self.folder, step=self.state.step)
         batches = self.batches(self.state.step, stop)
         self.state.student.train()
-        with noticing_signals() as asked_to_stop, closing(log), closing(batches):
+        with noticing_signals() as asked_to_stop, closing(log), closing(batches), self.watch:
             started, since = time.perf_counter(), self.state.step
-            for batch in batches:
+            for batch in self.watched(batches):
                 values = training_step(
                     self.fabric, self.state, batch.to(self.fabric.device), self.config
                 )
@@ -260,6 +264,17 @@ class Runner:
         if self.scored_at != self.state.step:  # resumed at the very end: nothing was left to train
             self.score(None)
         return self.finish()
+
+    def watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches; the watchdog hears when one is waited for and when it is trained on."""
+        while True:
+            step = self.state.step + 1
+            self.watch.phase(f"loading the images of step {step}")
+            batch = next(batches, None)
+            if batch is None:
+                return
+            self.watch.phase(f"step {step}")
+            yield batch
 
     def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
         """The batches of the steps from ``start`` to ``stop`` - 1, counted from 0."""
@@ -307,6 +322,7 @@ class Runner:
         """Evaluate student and teacher on val."""
         self.require_finite()
         step = self.state.step
+        self.watch.phase(f"evaluation after step {step}")
         # without Fabric's wrapper both are scored in float32, as `u2pl evaluate` will
         student = getattr(self.state.student, "module", self.state.student)
         self.scores = evaluate(
@@ -315,6 +331,7 @@ class Runner:
             self.dataset,
             self.config,
             device=self.fabric.device,
+            on_batch=self.watch.beat,
         )
         self.scored_at = step
         row = {f"miou_{name}": score.miou for name, score in self.scores.items()}
@@ -327,6 +344,7 @@ class Runner:
 
     def save(self, name: str = "last") -> None:
         """Write a checkpoint, unless the last step spoiled what would be saved."""
+        self.watch.phase(f"writing the checkpoint of step {self.state.step}")
         self.require_finite()
         weights = self.state.student.parameters()
         if not torch.stack([tensor.detach().isfinite().all() for tensor in weights]).all():
@@ -396,6 +414,24 @@ def uses_unlabeled(config: Config, dataset: Dataset) -> bool:
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
 )
+
+
+@contextmanager
+def telling_of_the_disk(folder: RunFolder) -> Iterator[None]:
+    """Turn a disk that is full, or fails, into a sentence, whatever file it was that did not fit.
+
+    Raises:
+        UserError: in place of such an OSError; others pass.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+            raise
+        raise UserError(
+            f"Cannot write to {folder.path} ({error.strerror}); what was saved before is kept. "
+            "Free space or mend the disk, then go on with --resume."
+        ) from None
 
 
 @contextmanager

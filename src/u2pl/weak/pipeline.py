@@ -18,7 +18,7 @@ from u2pl.data.sources import Dataset, Sample, load_dataset
 from u2pl.data.transforms import eval_image
 from u2pl.engine.checkpoint import write_atomically, write_json
 from u2pl.engine.evaluate import resize_logits
-from u2pl.engine.loop import Interrupted, noticing_signals
+from u2pl.engine.loop import Interrupted, noticing_signals, telling_of_the_disk
 from u2pl.engine.run_folder import RunFolder
 from u2pl.errors import UserError
 from u2pl.models import Segmenter
@@ -93,11 +93,12 @@ def make_seeds(
     ):
         logger.warning("%s", warning)
     maker = SeedMaker(config, replace(dataset, unlabeled=tagged), folder, on_progress)
-    seeds = maker.run()
-    quality = folder.path / "eval" / "seeds.json"
-    if not quality.is_file():
-        quality.parent.mkdir(exist_ok=True)
-        write_json(quality, seed_quality(seeds, true_masks, dataset))
+    with telling_of_the_disk(folder):
+        seeds = maker.run()
+        quality = folder.path / "eval" / "seeds.json"
+        if not quality.is_file():
+            quality.parent.mkdir(exist_ok=True)
+            write_json(quality, seed_quality(seeds, true_masks, dataset))
     return with_seeds(dataset, seeds, background_class=config.method.background_class)
 
 
