@@ -79,23 +79,43 @@ def _cell_centres(length: int, num_cells: int, device: torch.device) -> Tensor:
     return centres.clamp_max(length - 1)
 
 
-def random_partner(
-    batch_size: int, *, device: torch.device, generator: torch.Generator | None = None
-) -> Tensor:
-    """Pair each image with another one: the batch, turned by a random number of places.
+@dataclass(frozen=True)
+class Share:
+    """Which images of a larger batch these are, where several processes share one.
+
+    Every process draws for the whole batch and takes its own images' draws, so that a batch is
+    mixed alike whoever holds it.
+
+    Attributes:
+        first: place of the first image in the whole batch.
+        total: images of the whole batch.
+    """
+
+    first: int
+    total: int
+
+
+def neighbors(batch_size: int, *, device: torch.device) -> Tensor:
+    """Pair each image with the one beside it: 0 with 1, 2 with 3, and so on.
+
+    A batch comes in random order, so its neighbours are as random as any other pairs; and a part
+    of a batch with an even number of images has the same pairs as the whole.
 
     Args:
-        batch_size: B. An image alone has itself as partner.
-        device: of the result and the generator.
-        generator: source of randomness.
+        batch_size: B. The last three of an odd batch take turns; an image alone has itself.
+        device: of the result.
 
     Returns:
         [B] int64, a permutation without a fixed point where B > 1.
+
+    >>> neighbors(5, device=torch.device("cpu"))
+    tensor([1, 0, 3, 4, 2])
     """
-    turn = torch.randint(
-        1, max(batch_size, 2), (1,), device=device, generator=generator, dtype=torch.long
-    )
-    return (torch.arange(batch_size, device=device) + turn) % batch_size
+    places = torch.arange(batch_size, device=device)
+    partner = places ^ 1
+    if batch_size % 2 and batch_size > 1:
+        partner[-3:] = places[-3:].roll(-1)
+    return partner.clamp_max(batch_size - 1)
 
 
 def random_boxes(
@@ -105,6 +125,7 @@ def random_boxes(
     area: float = 0.5,
     device: torch.device,
     generator: torch.Generator | None = None,
+    share: Share | None = None,
 ) -> Tensor:
     """A box for each image, of a fixed share of its area and of random shape and place [C].
 
@@ -114,21 +135,26 @@ def random_boxes(
         area: share of the image in (0, 1); the box's width is drawn from [area · W, W].
         device: of the result and the generator.
         generator: source of randomness.
+        share: of a larger batch; None is a batch of its own.
 
     Returns:
         [B, H, W] bool, True inside.
     """
-    draw = torch.rand(3, batch_size, 1, 1, device=device, generator=generator)
-    width = area + draw[0] * (1 - area)
+    draw = _draw(batch_size, 3, device, generator, share)[..., None, None]
+    width = area + draw[:, 0] * (1 - area)
     height = area / width
-    top, left = draw[1] * (1 - height), draw[2] * (1 - width)
+    top, left = draw[:, 1] * (1 - height), draw[:, 2] * (1 - width)
     y = ((torch.arange(size[0], device=device) + 0.5) / size[0]).view(1, -1, 1)
     x = ((torch.arange(size[1], device=device) + 0.5) / size[1]).view(1, 1, -1)
     return (y >= top) & (y < top + height) & (x >= left) & (x < left + width)
 
 
 def half_of_the_classes(
-    labels: Tensor, num_classes: int, *, generator: torch.Generator | None = None
+    labels: Tensor,
+    num_classes: int,
+    *,
+    generator: torch.Generator | None = None,
+    share: Share | None = None,
 ) -> Tensor:
     """ClassMix's choice: the pixels of a random half of the classes that an image holds.
 
@@ -136,6 +162,7 @@ def half_of_the_classes(
         labels: [B, H, W] int64; ignored pixels belong to no class and are never chosen.
         num_classes: C.
         generator: source of randomness, on the labels' device.
+        share: of a larger batch; None is a batch of its own.
 
     Returns:
         [B, H, W] bool. Of n classes present, n/2 are chosen, rounded up.
@@ -146,7 +173,7 @@ def half_of_the_classes(
     present = torch.zeros(batch_size, num_classes + 1, dtype=torch.bool, device=labels.device)
     present.scatter_(1, index, True)
     present = present[:, :num_classes]
-    score = torch.rand(batch_size, num_classes, device=labels.device, generator=generator)
+    score = _draw(batch_size, num_classes, labels.device, generator, share)
     score = score.masked_fill(~present, 2.0)  # absent classes order last
     place = score.argsort(dim=1).argsort(dim=1)
     num_chosen = (present.sum(dim=1, keepdim=True) + 1) // 2
@@ -162,11 +189,12 @@ def cutmix(
     probability: float = 1.0,
     device: torch.device,
     generator: torch.Generator | None = None,
+    share: Share | None = None,
 ) -> Mix:
     """Paste a box of another image of the batch [P]. A batch of one image stays as it is."""
-    partner = random_partner(batch_size, device=device, generator=generator)
-    mask = random_boxes(batch_size, size, device=device, generator=generator)
-    return Mix(partner, mask & _mixed(batch_size, probability, device, generator))
+    mask = random_boxes(batch_size, size, device=device, generator=generator, share=share)
+    mixed = _mixed(batch_size, probability, device, generator, share)
+    return Mix(neighbors(batch_size, device=device), mask & mixed)
 
 
 def cutout(
@@ -176,10 +204,11 @@ def cutout(
     probability: float = 1.0,
     device: torch.device,
     generator: torch.Generator | None = None,
+    share: Share | None = None,
 ) -> Mix:
     """Erase a box; mark its pixels as not valid with ``apply(valid, fill=False)``."""
-    mask = random_boxes(batch_size, size, device=device, generator=generator)
-    return Mix(None, mask & _mixed(batch_size, probability, device, generator))
+    mask = random_boxes(batch_size, size, device=device, generator=generator, share=share)
+    return Mix(None, mask & _mixed(batch_size, probability, device, generator, share))
 
 
 def classmix(
@@ -188,6 +217,7 @@ def classmix(
     *,
     probability: float = 1.0,
     generator: torch.Generator | None = None,
+    share: Share | None = None,
 ) -> Mix:
     """Paste half of another image's classes, cut out along their (pseudo-)label borders.
 
@@ -196,11 +226,13 @@ def classmix(
         num_classes: C.
         probability: share of the images that is mixed.
         generator: source of randomness, on the labels' device.
+        share: of a larger batch; None is a batch of its own.
     """
     batch_size, device = labels.shape[0], labels.device
-    partner = random_partner(batch_size, device=device, generator=generator)
-    chosen = half_of_the_classes(labels, num_classes, generator=generator)
-    return Mix(partner, chosen[partner] & _mixed(batch_size, probability, device, generator))
+    partner = neighbors(batch_size, device=device)
+    chosen = half_of_the_classes(labels, num_classes, generator=generator, share=share)
+    mixed = _mixed(batch_size, probability, device, generator, share)
+    return Mix(partner, chosen[partner] & mixed)
 
 
 def classmix_donors(
@@ -210,25 +242,26 @@ def classmix_donors(
     num_images: int,
     probability: float = 1.0,
     generator: torch.Generator | None = None,
+    share: Share | None = None,
 ) -> Mix:
     """Paste half of the classes of other, labelled images, as DACS does across domains [R].
 
     Args:
         labels: [B', H, W] int64 of the donors; ignored pixels are never taken.
         num_classes: C.
-        num_images: B, the images to paste onto; image i takes from donor (i + a random turn)
-            modulo B', so that each donor gives equally often.
+        num_images: B, the images to paste onto; image i takes from donor i · B' / B, rounded down,
+            so that the donors give equally often.
         probability: share of the B images that is mixed.
         generator: source of randomness, on the labels' device.
+        share: of a larger batch of images to paste onto; None is a batch of its own.
 
     Returns:
         A decision about B images, to be applied with ``donors=``.
     """
     num_donors, device = labels.shape[0], labels.device
-    turn = torch.randint(0, num_donors, (1,), device=device, generator=generator)
-    partner = (torch.arange(num_images, device=device) + turn) % num_donors
-    chosen = half_of_the_classes(labels[partner], num_classes, generator=generator)
-    return Mix(partner, chosen & _mixed(num_images, probability, device, generator))
+    partner = torch.arange(num_images, device=device) * num_donors // num_images
+    chosen = half_of_the_classes(labels[partner], num_classes, generator=generator, share=share)
+    return Mix(partner, chosen & _mixed(num_images, probability, device, generator, share))
 
 
 def no_mix(batch_size: int, size: tuple[int, int], *, device: torch.device) -> Mix:
@@ -237,7 +270,24 @@ def no_mix(batch_size: int, size: tuple[int, int], *, device: torch.device) -> M
 
 
 def _mixed(
-    batch_size: int, probability: float, device: torch.device, generator: torch.Generator | None
+    batch_size: int,
+    probability: float,
+    device: torch.device,
+    generator: torch.Generator | None,
+    share: Share | None,
 ) -> Tensor:
     """[B, 1, 1] bool: which images are mixed at all."""
-    return torch.rand(batch_size, 1, 1, device=device, generator=generator) < probability
+    return _draw(batch_size, 1, device, generator, share).unsqueeze(-1) < probability
+
+
+def _draw(
+    batch_size: int,
+    numbers: int,
+    device: torch.device,
+    generator: torch.Generator | None,
+    share: Share | None,
+) -> Tensor:
+    """Uniform numbers in [0, 1) for each image, [B, numbers]: its part of the whole batch's."""
+    total, first = (batch_size, 0) if share is None else (share.total, share.first)
+    draw = torch.rand(total, numbers, device=device, generator=generator)
+    return draw[first : first + batch_size]

@@ -104,6 +104,7 @@ def demo() -> Config:
             num_anchors=64,
             keys_per_step=128,
             mix_probability=1.0,
+            denoise_temperature=0.25,  # what prototypes say is worth most where labels are few
         ),
         optimizer=OptimizerSettings(name="adamw", lr=2e-3, head_lr_factor=1.0, weight_decay=1e-2),
         train=TrainSettings(
