@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import pytest
 import torch
+from torch import Tensor
 
 import reference.partition as reference
 from reference.cases import IGNORE, Case, on_random_cases
@@ -129,6 +131,55 @@ def test_invalid_pixels_do_not_move_the_threshold() -> None:
     assert partition.entropy_threshold(
         padded, valid, unreliable_fraction=0.2
     ) == partition.entropy_threshold(entropy, everywhere(entropy), unreliable_fraction=0.2)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.2, 0.5, 0.99])
+@pytest.mark.parametrize("num_pixels", [1, 2, 17, 5000])
+def test_threshold_found_by_counting_is_the_same_to_the_last_bit(
+    num_pixels: int, fraction: float
+) -> None:
+    """What several processes do, of whom none holds all pixels."""
+    generator = torch.Generator().manual_seed(num_pixels)
+    entropy = torch.rand(1, 1, num_pixels, generator=generator).square() * 3
+    entropy[..., ::3] = entropy[..., 0].item()  # some are equal
+    entropy[..., 1::7] = 0.0
+    valid = torch.rand(1, 1, num_pixels, generator=generator) < 0.8
+    valid[..., 0] = True
+    settings = {"unreliable_fraction": fraction}
+    by_sorting = partition.entropy_threshold(entropy, valid, **settings)
+    by_counting = partition.entropy_threshold(entropy, valid, **settings, total=lambda x: x)
+    assert torch.equal(by_sorting, by_counting)
+
+
+def test_threshold_of_shared_pixels_is_that_of_all_of_them() -> None:
+    """Two parts whose counts are added, as two processes would add them."""
+    entropy = torch.rand(2, 1, 400, generator=torch.Generator().manual_seed(0))
+    valid = torch.ones_like(entropy, dtype=torch.bool)
+    expected = partition.entropy_threshold(entropy, valid, unreliable_fraction=0.3)
+    gate, shared = threading.Barrier(2), [torch.zeros(0), torch.zeros(0)]
+    found: list[Tensor] = []
+
+    def process(rank: int) -> None:
+        def total(counts: Tensor) -> Tensor:
+            shared[rank] = counts
+            gate.wait(10)
+            summed = shared[0] + shared[1]
+            gate.wait(10)
+            return summed
+
+        part = slice(rank, rank + 1)
+        found.append(
+            partition.entropy_threshold(
+                entropy[part], valid[part], unreliable_fraction=0.3, total=total
+            )
+        )
+
+    threads = [threading.Thread(target=process, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [torch.equal(one, expected) for one in found] == [True, True]
 
 
 def test_threshold_without_a_valid_pixel_is_infinite() -> None:

@@ -18,6 +18,7 @@ from u2pl.engine.evaluate import evaluate as evaluate_models
 from u2pl.engine.loop import Progress, check_against_data, fit
 from u2pl.engine.predict import SegmentationModel, load_model
 from u2pl.engine.run_folder import RunFolder
+from u2pl.engine.world import ALONE, World, joined
 from u2pl.errors import UserError
 from u2pl.recipes import SETTINGS, get_recipe
 from u2pl.weak import make_seeds
@@ -76,6 +77,7 @@ def train(
     on_progress: Callable[[Progress], None] = lambda _: None,
     on_evaluation: Callable[[int, dict[str, Evaluation]], None] = lambda *_: None,
     on_seeds: Callable[[str, int, int], None] = lambda *_: None,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """Check a data set, train on it, and leave a run folder.
 
@@ -91,6 +93,8 @@ def train(
         on_progress: called with each row of training metrics.
         on_evaluation: called with each evaluation.
         on_seeds: called on the way from tags to seeds; see :func:`u2pl.weak.make_seeds`.
+        world: which process of several this one is; each makes the same call. The command line
+            finds out by itself under torchrun and SLURM.
 
     Returns:
         The last evaluation; see :func:`u2pl.engine.loop.fit`.
@@ -109,12 +113,24 @@ def train(
     quick_check(data)
     if config.setting != "supervised" and not data.unlabeled:
         logger.warning("%s has no unlabelled images: training sees the labels alone.", data.path)
-    if is_weak:
-        data = make_seeds(config, data, folder, resume=resume, on_progress=on_seeds)
-        resume = True  # the folder is there
-    return fit(
-        config, data, folder, resume=resume, on_progress=on_progress, on_evaluation=on_evaluation
-    )
+    with joined(world):
+        if is_weak:
+            # the first process makes the seeds; the others wait and find them made
+            for turn in (True, False):
+                if world.is_first is turn:
+                    made = resume or not turn
+                    data = make_seeds(config, data, folder, resume=made, on_progress=on_seeds)
+                world.wait()
+            resume = True  # the folder is there
+        return fit(
+            config,
+            data,
+            folder,
+            resume=resume,
+            on_progress=on_progress,
+            on_evaluation=on_evaluation,
+            world=world,
+        )
 
 
 def resumed_config(folder: RunFolder, overrides: Mapping[str, Any]) -> Config:

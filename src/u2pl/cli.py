@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -33,6 +35,7 @@ from u2pl.engine.evaluate import Evaluation
 from u2pl.engine.loop import Progress
 from u2pl.engine.predict import KINDS, predict_images
 from u2pl.errors import UserError
+from u2pl.launch import world_of
 from u2pl.losses import contrastive_floor
 
 app = typer.Typer(
@@ -247,7 +250,14 @@ def train(
     ] = False,
     json_file: JsonOption = None,
 ) -> None:
-    """Train. Ctrl-C and SIGTERM save first; `--resume` goes on exactly where it stopped."""
+    """Train. Ctrl-C and SIGTERM save first; `--resume` goes on exactly where it stopped.
+
+    Several GPUs: `torchrun --nproc-per-node 4 -m u2pl.cli train …`, or `srun u2pl train …`.
+    """
+    world = world_of(os.environ)
+    if not world.is_first:
+        console.quiet = True
+        logging.getLogger("u2pl").setLevel(logging.ERROR)
     overrides = parse_assignments(settings or [])
     if resume:
         for name, value in (("recipe", recipe), ("setting", setting), ("seed", seed)):
@@ -274,6 +284,7 @@ def train(
             on_progress=partial(display.progress, "training"),
             on_evaluation=display.evaluation,
             on_seeds=display.seeds,
+            world=world,
         )
     say(
         f"Step {result['step']}: val mIoU teacher {percent(result['ema']['miou'])} %, "
@@ -283,7 +294,8 @@ def train(
     )
     if not result["finished"]:
         say(f"Go on with: u2pl train {dataset} --out {out} --resume")
-    write_result(json_file, result)
+    if world.is_first:
+        write_result(json_file, result)
 
 
 @app.command(epilog="Example: `u2pl evaluate runs/a --split test --weights student`")

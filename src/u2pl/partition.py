@@ -5,6 +5,8 @@ Everything here is a pure function of tensors. B images, C classes, H W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -50,7 +52,13 @@ def unreliable_fraction(step: int, total_steps: int, *, initial: float = 0.2) ->
     return initial * max(0.0, 1 - step / total_steps)
 
 
-def entropy_threshold(entropy: Tensor, valid: Tensor, *, unreliable_fraction: float) -> Tensor:
+def entropy_threshold(
+    entropy: Tensor,
+    valid: Tensor,
+    *,
+    unreliable_fraction: float,
+    total: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """γ_t of Eq. 6 [P]: the ``1 - α_t`` quantile of the entropy over the batch's valid pixels.
 
     Linear interpolation between neighbours, as ``torch.quantile`` has it, but for any number of
@@ -60,6 +68,9 @@ def entropy_threshold(entropy: Tensor, valid: Tensor, *, unreliable_fraction: fl
         entropy: [B, H, W], nats.
         valid: [B, H, W] bool; padding and erased pixels are False and do not count.
         unreliable_fraction: α_t in [0, 1).
+        total: where several processes share the batch, a function that sums a tensor of counts
+            over them; the threshold is then that of all their pixels, to the last bit. None for a
+            batch of one process.
 
     Returns:
         A scalar in nats; +inf where no pixel is valid, so that nothing counts as unreliable.
@@ -70,16 +81,42 @@ def entropy_threshold(entropy: Tensor, valid: Tensor, *, unreliable_fraction: fl
     """
     # at least float32: neighbours of a large batch differ by less than bf16 can say
     entropy = entropy.to(torch.promote_types(entropy.dtype, torch.float32))
-    infinity = entropy.new_full((), torch.inf)
-    ordered = torch.where(valid, entropy, infinity).flatten().sort().values
-    num_valid = valid.sum()
+    num_valid = valid.sum() if total is None else total(valid.sum())
     # float64: a float32 position is off by whole pixels from 16 M pixels on
     position = (num_valid - 1).clamp_min(0).double() * (1 - unreliable_fraction)
     low = position.floor().long()
     high = torch.minimum(low + 1, (num_valid - 1).clamp_min(0))
-    below, above = ordered[low], ordered[high]
-    interpolated = torch.lerp(below, above, (position - low).to(entropy.dtype))
+    infinity = entropy.new_full((), torch.inf)
+    known = torch.where(valid, entropy, infinity).flatten()
+    if total is None:
+        ordered = known.sort().values
+        below, above = ordered[low], ordered[high]
+    else:
+        below, above = (_nth_smallest(known.float(), n, total) for n in (low, high))
+    interpolated = torch.lerp(below, above, (position - low).to(below.dtype))
     return torch.where(num_valid > 0, interpolated, infinity)
+
+
+def _nth_smallest(values: Tensor, n: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
+    """The n-th smallest (from 0) of all processes' values, which none of them holds together.
+
+    Floats that are not negative order like their bits, read as an integer. So the bits are found
+    four at a time, by counting: eight rounds of sixteen counts, whatever the number of pixels.
+
+    Args:
+        values: [K] float32, not negative.
+        n: scalar int64, below the number of all values.
+        total: sums counts over the processes.
+    """
+    bits = values.contiguous().view(torch.int32).long()
+    found, step = torch.zeros_like(n), 2**28
+    parts = torch.arange(1, 17, device=values.device)
+    while step:
+        last = found + parts * step - 1  # of each sixteenth of what is left
+        counts = total((bits <= last.unsqueeze(1)).sum(dim=1))
+        found = found + (counts <= n).sum() * step
+        step //= 16
+    return found.int().view(torch.float32)
 
 
 def unreliable_mask(entropy: Tensor, threshold: Tensor, valid: Tensor) -> Tensor:
@@ -118,7 +155,13 @@ def pseudo_labels(
     return torch.where(reliable, predictions, torch.full_like(predictions, ignore_index))
 
 
-def confident_share(probs: Tensor, valid: Tensor, *, threshold: float = 0.968) -> Tensor:
+def confident_share(
+    probs: Tensor,
+    valid: Tensor,
+    *,
+    threshold: float = 0.968,
+    total: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """Share of the pixels on which the teacher is confident: the weight that DACS gives [R].
 
     The threshold is that of DACS (arXiv 2007.08702), which takes the share over the batch, too.
@@ -128,12 +171,16 @@ def confident_share(probs: Tensor, valid: Tensor, *, threshold: float = 0.968) -
         valid: [B, H, W] bool; padding does not count.
         threshold: a pixel counts as confident if its likeliest class has at least this
             probability.
+        total: sums counts over the processes that share the batch; None where there is one.
 
     Returns:
         A scalar in [0, 1]; 0 where no pixel is valid.
     """
     confident = (probs.amax(dim=1) >= threshold) & valid
-    return confident.sum() / valid.sum().clamp_min(1)
+    counts = torch.stack([confident.sum(), valid.sum()])
+    if total is not None:
+        counts = total(counts)
+    return counts[0] / counts[1].clamp_min(1)
 
 
 def restrict_to_tags(probs: Tensor, possible_classes: Tensor) -> Tensor:

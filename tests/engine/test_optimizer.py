@@ -82,3 +82,19 @@ def test_an_optimizer_with_clipping_does_not_undo_the_loss_scale_itself(name: st
     free = OptimizerSettings(name=name)
     for other in (build_optimizer(Net(), clipped), build_optimizer(Net(), free, scaled=True)):
         assert {group["fused"] for group in other.param_groups} == {True}
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_weights_whose_loss_begins_later_learn_from_then_on(momentum: float) -> None:
+    """As the representation head does after a supervised warm-up; by the definition of SGD."""
+    net = Net()
+    settings = OptimizerSettings(lr=0.1, head_lr_factor=1, momentum=momentum, weight_decay=0.0)
+    optimizer = build_optimizer(net, settings)
+    early, late = list(net.parameters())[:2]
+    before = late.detach().clone()
+    for step in range(3):
+        early.grad = torch.ones_like(early)
+        late.grad = torch.ones_like(late) if step else None
+        optimizer.step()
+    moved = 1 + (1 + momentum)  # the sum of two steps' moving sums of gradients
+    torch.testing.assert_close(late.detach(), before - 0.1 * moved)

@@ -322,7 +322,9 @@ def test_confident_share_weighs_the_teachers_pixels_and_no_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls = spy(monkeypatch, "pseudo_label")
-    monkeypatch.setattr(step_module.partition, "confident_share", lambda *_: torch.tensor(0.25))
+    monkeypatch.setattr(
+        step_module.partition, "confident_share", lambda *_, **__: torch.tensor(0.25)
+    )
     config = tiny_config(method__pixel_weighting="confident_share", **LABELED_MIX)
     run(config, steps=1)
     pseudo = calls[0][1]
@@ -332,7 +334,9 @@ def test_confident_share_weighs_the_teachers_pixels_and_no_others(
 
 
 def test_confident_share_scales_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_module.partition, "confident_share", lambda *_: torch.tensor(0.25))
+    monkeypatch.setattr(
+        step_module.partition, "confident_share", lambda *_, **__: torch.tensor(0.25)
+    )
     even, weighted = (
         run(tiny_config(method__pixel_weighting=kind), steps=1)[1][0]["loss_u"]
         for kind in ("even", "confident_share")
@@ -558,3 +562,15 @@ def test_entropy_threshold_is_that_of_the_teachers_prediction(
 @pytest.mark.parametrize("word", [".item()", ".cpu()", ".tolist()", ".numpy()", "nonzero"])
 def test_step_never_waits_for_the_device(word: str) -> None:
     assert word not in inspect.getsource(step_module)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_every_optimizer_passes_from_the_warm_up_to_the_method(name: str) -> None:
+    """The representation head has no gradient before."""
+    config = tiny_config(train__supervised_steps=2, optimizer__name=name)
+    fabric, state = tiny_state(config)
+    head = next(state.student.module.representation_head.parameters())
+    before = head.detach().clone()
+    for step in range(4):
+        training_step(fabric, state, tiny_batch(seed=step), config)
+        assert torch.equal(head, before) is (step < 2)

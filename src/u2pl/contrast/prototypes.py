@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def class_means(features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def class_means(
+    features: Tensor, mask: Tensor, *, total: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """Mean feature of each class's pixels, Eq. 12 [P].
 
     Args:
         features: [B, D, h, w], teacher features.
         mask: [B, C, h, w] bool, the anchors.
+        total: sums a tensor over the processes that share the batch; None where there is one.
 
     Returns:
         Means [C, D] float32, zeros for a class without a pixel, and counts [C] int64.
     """
-    members = mask.transpose(0, 1).flatten(1)  # [C, B·h·w]
-    pixels = features.transpose(0, 1).flatten(1)  # [D, B·h·w]
-    counts = members.sum(dim=1)
+    counts = mask.sum(dim=(0, 2, 3))
     with torch.autocast(features.device.type, enabled=False):  # a sum of many overflows float16
-        sums = members.float() @ pixels.float().T
+        members, pixels = mask.flatten(2).float(), features.flatten(2).float()
+        # image by image: one sum over all pixels would lose digits
+        sums = torch.bmm(members, pixels.transpose(1, 2)).sum(dim=0)
+    if total is not None:
+        sums, counts = total(sums), total(counts)
     return sums.float() / counts.clamp_min(1).unsqueeze(1), counts
 
 

@@ -78,13 +78,43 @@ class NegativeQueues(nn.Module):
                 queue holds.
             generator: source of randomness, on the features' device.
         """
+        index, chosen = self.choose(mask, max_keys=max_keys, generator=generator)
+        self.push_chosen(features[index], chosen)
+
+    def choose(
+        self,
+        mask: Tensor,
+        *,
+        max_keys: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Say which keys :meth:`push` would take, without pushing them.
+
+        Where several processes share a batch, each calls this with the mask of all its pixels and
+        a generator in one state, gives the features it has, and pushes the sum of what all gave.
+
+        Args:
+            mask, max_keys, generator: as for :meth:`push`.
+
+        Returns:
+            Indices [C, S] int64 into the K pixels, and their validity [C, S] bool.
+        """
         limit = self.smallest_capacity if max_keys is None else max_keys
         limit = min(limit, self.smallest_capacity)
-        index, chosen = sample_without_replacement(mask, limit, generator=generator)
-        order = torch.arange(index.shape[1], device=index.device)
+        return sample_without_replacement(mask, limit, generator=generator)
+
+    @torch.no_grad()
+    def push_chosen(self, keys: Tensor, chosen: Tensor) -> None:
+        """Add keys that :meth:`choose` has named.
+
+        Args:
+            keys: [C, S, D].
+            chosen: [C, S] bool, True for the first few of each row; the others are not pushed.
+        """
+        order = torch.arange(keys.shape[1], device=keys.device)
         slot = (self.heads.unsqueeze(1) + order) % self.capacities.unsqueeze(1)
         slot = slot + self.offsets.unsqueeze(1)  # [C, S], distinct: S is at most any capacity
-        new = features.to(self.keys.dtype)[index]
+        new = keys.to(self.keys.dtype)
         # rewriting the old key where nothing was chosen keeps every shape fixed
         self.keys[slot] = torch.where(chosen.unsqueeze(2), new, self.keys[slot])
         pushed = chosen.sum(dim=1)

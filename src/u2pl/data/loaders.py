@@ -237,24 +237,35 @@ def _read_pair(
 
 
 class _Steps(torch_data.Dataset[dict[str, Any]]):
-    """Item t is the whole input of step t, so that a worker makes a batch without the others."""
+    """Item t is the whole input of step t, so that a worker makes a batch without the others.
 
-    def __init__(self, *streams: tuple[_Stream, int]) -> None:
+    Where several processes share a batch, it is the part of one of them.
+    """
+
+    def __init__(self, *streams: tuple[_Stream, int], rank: int = 0, num_ranks: int = 1) -> None:
         self._streams = streams  # each with its batch size
+        self._rank, self._num_ranks = rank, num_ranks
 
     def __getitem__(self, t: int) -> dict[str, Any]:
         try:
             item: dict[str, Any] = {}
             for stream, batch_size in self._streams:
-                item |= _draw(stream, t, batch_size)
+                item |= _draw(stream, _draws(t, batch_size, self._rank, self._num_ranks))
             return item
         except UserError as error:
             return {_ERROR: str(error)}  # as an exception it would arrive with a traceback inside
 
 
-def _draw(stream: _Stream, t: int, batch_size: int) -> dict[str, Tensor]:
-    """Return the draws of step t, each field stacked."""
-    items = [stream[n] for n in range(t * batch_size, (t + 1) * batch_size)]
+def _draws(t: int, batch_size: int, rank: int, num_ranks: int) -> range:
+    """Return the numbers of step t's draws, or of one process's equal part of them."""
+    part = batch_size // num_ranks
+    first = t * batch_size + rank * part
+    return range(first, first + part)
+
+
+def _draw(stream: _Stream, draws: range) -> dict[str, Tensor]:
+    """Return some draws, each field stacked."""
+    items = [stream[n] for n in draws]
     return {key: torch.stack([item[key] for item in items]) for key in items[0]}
 
 
@@ -269,6 +280,8 @@ def training_batches(
     labeled_strong: bool = False,
     num_strong: int = 1,
     pin_memory: bool = False,
+    rank: int = 0,
+    num_ranks: int = 1,
 ) -> Generator[Batch, None, None]:
     """Yield the batch of each step from ``start_step`` to ``stop_step`` - 1.
 
@@ -286,13 +299,15 @@ def training_batches(
         labeled_strong: give labelled images a strong view, too.
         num_strong: strong views of each unlabelled image, each with draws of its own.
         pin_memory: put batches in page-locked memory; ignored where there is no CUDA device.
+        rank: of the process, where several share each batch.
+        num_ranks: how many do; the batch sizes are multiples of it.
 
     Raises:
         UserError: where there is no image, or a file cannot be read.
     """
     streams = _training_streams(dataset, settings, seed, with_unlabeled, labeled_strong, num_strong)
     loader = _loader(
-        _Steps(*streams),
+        _Steps(*streams, rank=rank, num_ranks=num_ranks),
         range(start_step, stop_step),
         workers=settings.num_workers,
         pin_memory=pin_memory and torch.cuda.is_available(),
@@ -318,16 +333,23 @@ def _training_streams(
 
 
 def images_of_step(
-    dataset: Dataset, settings: DataSettings, *, seed: int, step: int, with_unlabeled: bool
+    dataset: Dataset,
+    settings: DataSettings,
+    *,
+    seed: int,
+    step: int,
+    with_unlabeled: bool,
+    rank: int = 0,
+    num_ranks: int = 1,
 ) -> tuple[list[Path], list[Path]]:
     """Return the labelled and the unlabelled image files of step t's batch, in its order.
 
     Args:
-        dataset, settings, seed, with_unlabeled: as for :func:`training_batches`.
+        dataset, settings, seed, with_unlabeled, rank, num_ranks: as for :func:`training_batches`.
         step: t, counted from 0.
     """
     files: list[list[Path]] = [
-        [stream.sample(n).image for n in range(step * size, (step + 1) * size)]
+        [stream.sample(n).image for n in _draws(step, size, rank, num_ranks)]
         for stream, size in _training_streams(dataset, settings, seed, with_unlabeled)
     ]
     return files[0], files[1] if with_unlabeled else []

@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from u2pl.config import Config
 from u2pl.data.loaders import evaluation_batches
 from u2pl.data.sources import Dataset, Sample, split_hash
+from u2pl.engine.world import ALONE, World
 from u2pl.models import upsample
 from u2pl.partition import prediction_entropy
 
@@ -156,6 +157,7 @@ def evaluate(
     device: torch.device,
     workers: int | None = None,
     on_batch: Callable[[], None] = lambda: None,
+    world: World = ALONE,
 ) -> dict[str, Evaluation]:
     """Score networks side by side, so that each image is decoded once.
 
@@ -170,9 +172,10 @@ def evaluate(
         device: where the networks are.
         workers: loader processes; None as in the configuration.
         on_batch: called before each batch is scored.
+        world: the processes that share the images; each image is scored once, by one of them.
 
     Returns:
-        An :class:`Evaluation` for each name.
+        An :class:`Evaluation` for each name, of all images in every process.
     """
     settings = config.evaluation
     tallies = {name: Tally(dataset, device) for name in models}
@@ -180,7 +183,11 @@ def evaluate(
     for model in models.values():
         model.eval()
     for images, masks, _, sizes in evaluation_batches(
-        samples, dataset, config.data, batch_size=settings.batch_size, workers=workers
+        samples[world.rank :: world.size],
+        dataset,
+        config.data,
+        batch_size=settings.batch_size,
+        workers=workers,
     ):
         on_batch()
         images = images.to(device)
@@ -199,8 +206,8 @@ def evaluate(
         model.train(was_training[name])
     return {
         name: Evaluation(
-            confusion=tally.matrix.compute().cpu().long(),
-            entropy_histogram=tally.histogram.cpu(),
+            confusion=world.sum(tally.matrix.compute().long()).cpu(),
+            entropy_histogram=world.sum(tally.histogram).cpu(),
             classes=dataset.classes,
             protocol=settings.protocol,
             num_images=len(samples),
@@ -224,7 +231,10 @@ class Tally:
 
     def __init__(self, dataset: Dataset, device: torch.device) -> None:
         self.matrix = MulticlassConfusionMatrix(
-            dataset.num_classes, ignore_index=dataset.ignore_index, validate_args=False
+            dataset.num_classes,
+            ignore_index=dataset.ignore_index,
+            validate_args=False,
+            sync_on_compute=False,
         ).to(device)
         self.histogram = torch.zeros(NUM_BINS, dtype=torch.long, device=device)
 

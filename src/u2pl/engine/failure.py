@@ -23,6 +23,7 @@ from u2pl.engine.checkpoint import (
 from u2pl.engine.run_folder import RunFolder
 from u2pl.engine.state import TrainState, initial_state
 from u2pl.engine.step import training_step
+from u2pl.engine.world import ALONE, World
 
 _KIND = "failure"  # the key by which a file says that it is one of these
 
@@ -35,6 +36,7 @@ def keep_batch(
     *,
     step: int,
     values: Mapping[str, float],
+    world: World = ALONE,
 ) -> Path:
     """Write a batch, the names of its images and what was not finite to ``failure/step-N.pt``.
 
@@ -45,6 +47,7 @@ def keep_batch(
         folder: the run's.
         step: N, the number of the step, from 1.
         values: what was not finite.
+        world: where several processes share a batch, each writes its part, ``step-N-R.pt``.
 
     Returns:
         The file.
@@ -55,11 +58,14 @@ def keep_batch(
         seed=config.train.seed,
         step=step - 1,
         with_unlabeled=batch.unlabeled is not None,
+        rank=world.rank,
+        num_ranks=world.size,
     )
     unlabeled = None
     if batch.unlabeled is not None:
         unlabeled = {**vars(batch.unlabeled), "strong": list(batch.unlabeled.strong)}
-    path = folder.path / _KIND / f"step-{step}.pt"
+    part = f"-{world.rank}" if world.size > 1 else ""
+    path = folder.path / _KIND / f"step-{step}{part}.pt"
     content = {
         "step": step,
         "values": dict(values),

@@ -30,10 +30,12 @@ from u2pl.engine.checkpoint import (
 from u2pl.engine.evaluate import Evaluation, evaluate
 from u2pl.engine.failure import keep_batch
 from u2pl.engine.guard import FirstFailure
-from u2pl.engine.run_folder import MetricsLog, RunFolder
+from u2pl.engine.run_folder import MetricsLog, NoLog, RunFolder
+from u2pl.engine.shared_norm import share_statistics
 from u2pl.engine.state import TrainState, initial_state
 from u2pl.engine.step import training_step
 from u2pl.engine.watchdog import Watchdog
+from u2pl.engine.world import ALONE, World
 from u2pl.errors import UserError
 
 
@@ -90,6 +92,7 @@ def fit(
     resume: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
     on_evaluation: Callable[[int, dict[str, Evaluation]], None] = lambda *_: None,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """Train, and leave a run folder with checkpoints, weights and metrics.
 
@@ -101,6 +104,8 @@ def fit(
             one begins anew.
         on_progress: called with each row of training metrics.
         on_evaluation: called with the step and the scores of ``student`` and ``ema``.
+        world: the processes that share the training, joined already; the first one alone writes
+            the folder and calls the watchers.
 
     Returns:
         The last evaluation: ``step``, ``student`` and ``ema`` (as :meth:`Evaluation.to_json`),
@@ -111,11 +116,13 @@ def fit(
         Interrupted: on SIGINT or SIGTERM, after saving.
     """
     check_against_data(config, dataset)
+    check_against_world(config, world)
     if config.train.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
     # not "auto": the equations use float64 here and there, which Apple's GPUs do not have
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    fabric = Fabric(accelerator=accelerator, devices=1, precision=choose_precision(config))
+    devices: Any = [world.device] if accelerator == "cuda" else 1
+    fabric = Fabric(accelerator=accelerator, devices=devices, precision=choose_precision(config))
     saved = resume and bool(kept_checkpoints(folder.checkpoint("last")))
     state = initial_state(
         config,
@@ -123,9 +130,12 @@ def fit(
         dataset.ignore_index,
         fabric.device,
         load_pretrained=not saved,
+        world=world,
     )
-    if not resume:
+    if not resume and world.is_first:
         folder.create(config, dataset)  # only now: a network that cannot be built leaves no run
+    world.wait()
+    state.student = share_statistics(state.student, world, fabric.device)
     state.student, state.optimizer = fabric.setup(state.student, state.optimizer)
     best: dict[str, Any] = {"step": 0, "miou": -1.0}
     if saved:
@@ -185,6 +195,30 @@ def check_against_data(config: Config, dataset: Dataset) -> None:
         )
 
 
+def check_against_world(config: Config, world: World) -> None:
+    """Raise UserError where a batch cannot be shared out among the processes."""
+    data, size = config.data, world.size
+    pairs = config.method.mixing in ("cutmix", "classmix")
+    wanted = 2 * size if pairs and size > 1 else size
+    for name, number, divisor in (
+        ("data.batch_labeled", data.batch_labeled, size),
+        ("data.batch_unlabeled", data.batch_unlabeled, wanted),
+    ):
+        if number % divisor:
+            why = "" if divisor == size else ", as images are mixed in pairs"
+            raise UserError(
+                f"{name} is the batch of all {size} processes together and must be a multiple of "
+                f"{divisor}{why}; got {number}.",
+                exit_code=2,
+            )
+    if config.train.accumulation > data.batch_labeled // size:
+        raise UserError(
+            f"train.accumulation is {config.train.accumulation}, but each of the {size} processes "
+            f"has only {data.batch_labeled // size} labelled images to split.",
+            exit_code=2,
+        )
+
+
 def refuse_other_data(checkpoint: dict[str, Any], dataset: Dataset, folder: RunFolder) -> None:
     """Raise UserError where a checkpoint was made with other lists of images."""
     if checkpoint["splits"] != training_splits(dataset):
@@ -233,7 +267,8 @@ class Runner:
 
     def run(self, stop: int) -> dict[str, Any]:
         """Train until ``stop`` updates are made; see :func:`fit`."""
-        log = MetricsLog(self.folder, step=self.state.step)
+        world = self.state.world
+        log = MetricsLog(self.folder, step=self.state.step) if world.is_first else NoLog()
         batches = self.batches(self.state.step, stop)
         self.state.student.train()
         with noticing_signals() as asked_to_stop, closing(log), closing(batches), self.watch:
@@ -256,13 +291,14 @@ class Runner:
                 if step % self.config.train.eval_every == 0 or last:
                     self.score(log)
                     started, since = time.perf_counter(), step
-                asked = asked_to_stop()  # once: a signal may come between two questions
+                # once: a signal may come between two questions
+                asked = world.any(asked_to_stop())
                 if step % self.config.train.checkpoint_every == 0 or last or asked:
                     self.save()
                 if asked and not last:
                     raise Interrupted(step, self.dataset, self.folder)
         if self.scored_at != self.state.step:  # resumed at the very end: nothing was left to train
-            self.score(None)
+            self.score(NoLog())
         return self.finish()
 
     def watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -288,9 +324,13 @@ class Runner:
             with_unlabeled=with_unlabeled,
             labeled_strong=with_unlabeled and self.config.method.mixing == "classmix_labeled",
             pin_memory=self.fabric.device.type == "cuda",
+            rank=self.state.world.rank,
+            num_ranks=self.state.world.size,
         )
 
-    def report(self, log: MetricsLog, values: dict[str, Tensor], steps_per_second: float) -> None:
+    def report(
+        self, log: MetricsLog | NoLog, values: dict[str, Tensor], steps_per_second: float
+    ) -> None:
         """Fetch a step's numbers from the device, check them, and write them."""
         self.require_finite()
         names = list(values)
@@ -299,7 +339,10 @@ class Runner:
         row["lr"] = self.state.optimizer.param_groups[0]["lr"]
         row["steps_per_second"] = steps_per_second
         log.write("train", self.state.step, row)
-        self.on_progress(Progress(self.state.step, self.config.train.steps, steps_per_second, row))
+        if self.state.world.is_first:
+            self.on_progress(
+                Progress(self.state.step, self.config.train.steps, steps_per_second, row)
+            )
 
     def require_finite(self) -> None:
         """Raise UserError where a step was not finite, and keep its batch to look at."""
@@ -309,7 +352,13 @@ class Runner:
         step, values = found
         with closing(self.batches(step - 1, step)) as again:  # a function of its number
             file = keep_batch(
-                next(again), self.config, self.dataset, self.folder, step=step, values=values
+                next(again),
+                self.config,
+                self.dataset,
+                self.folder,
+                step=step,
+                values=values,
+                world=self.state.world,
             )
         name, value = next(iter(values.items()))
         raise UserError(
@@ -318,7 +367,7 @@ class Runner:
             f"{file}`. Lower optimizer.lr, or set optimizer.max_grad_norm."
         )
 
-    def score(self, log: MetricsLog | None) -> None:
+    def score(self, log: MetricsLog | NoLog) -> None:
         """Evaluate student and teacher on val."""
         self.require_finite()
         step = self.state.step
@@ -332,12 +381,13 @@ class Runner:
             self.config,
             device=self.fabric.device,
             on_batch=self.watch.beat,
+            world=self.state.world,
         )
         self.scored_at = step
         row = {f"miou_{name}": score.miou for name, score in self.scores.items()}
-        if log is not None:
-            log.write("val", step, row)
-        self.on_evaluation(step, self.scores)
+        log.write("val", step, row)
+        if self.state.world.is_first:
+            self.on_evaluation(step, self.scores)
         if row["miou_ema"] > self.best["miou"]:
             self.best = {"step": step, "miou": row["miou_ema"]}
             self.save("best")
@@ -352,6 +402,8 @@ class Runner:
                 f"At step {self.state.step} the update made weights that are not finite; training "
                 "stopped before saving them. Lower optimizer.lr, or set optimizer.max_grad_norm."
             )
+        if not self.state.world.is_first:
+            return
         extra = {
             "best": self.best,
             "splits": training_splits(self.dataset),
@@ -365,9 +417,6 @@ class Runner:
 
     def finish(self) -> dict[str, Any]:
         """Write weights, the model's description and the result."""
-        save_weights(self.folder.weights("student"), self.state.student.state_dict())
-        save_weights(self.folder.weights("ema"), self.state.teacher.state_dict())
-        write_json(self.folder.model, self.describe())
         result = {
             "step": self.state.step,
             "finished": self.state.step >= self.config.train.steps,
@@ -377,8 +426,13 @@ class Runner:
                 for name, score in self.scores.items()
             },
         }
-        self.folder.result.parent.mkdir(exist_ok=True)
-        write_json(self.folder.result, result)
+        if self.state.world.is_first:
+            save_weights(self.folder.weights("student"), self.state.student.state_dict())
+            save_weights(self.folder.weights("ema"), self.state.teacher.state_dict())
+            write_json(self.folder.model, self.describe())
+            self.folder.result.parent.mkdir(exist_ok=True)
+            write_json(self.folder.result, result)
+        self.state.world.wait()
         return result
 
     def describe(self) -> dict[str, Any]:

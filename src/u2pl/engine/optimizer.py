@@ -41,7 +41,16 @@ def build_optimizer(
     # scaled loss it undoes the scale inside the step, which leaves no place for clipping before it
     fused = settings.max_grad_norm is None or not scaled
     if settings.name == "sgd":
-        return torch.optim.SGD(parameters, lr=settings.lr, momentum=settings.momentum, fused=fused)
+        optimizer = torch.optim.SGD(
+            parameters, lr=settings.lr, momentum=settings.momentum, fused=fused
+        )
+        if settings.momentum > 0:
+            # the fused kernel cannot begin with some weights later than with others, as a head
+            # without a loss in the warm-up asks for; from 0 the first step is the same
+            for members in groups.values():
+                for parameter in members:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
     return torch.optim.AdamW(parameters, lr=settings.lr, fused=fused)
 
 

@@ -151,6 +151,16 @@ class MetricsLog:
         self._writer.close()
 
 
+class NoLog:
+    """Where nothing is written: what every process but the first has for a :class:`MetricsLog`."""
+
+    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole rows of a metrics file; a last line torn by a crash is left out."""
     if not path.exists():

@@ -13,6 +13,7 @@ from u2pl.config import Config
 from u2pl.contrast import MomentumPrototypes, NegativeQueues
 from u2pl.data.loaders import derive_seed
 from u2pl.engine.optimizer import build_optimizer
+from u2pl.engine.world import ALONE, World
 from u2pl.models import Segmenter
 
 
@@ -31,6 +32,7 @@ class TrainState:
         prototypes: positive key a class.
         ignore_index: of the labels.
         step: updates made so far.
+        world: the processes that share the batch; no part of what is saved.
     """
 
     student: nn.Module
@@ -40,6 +42,7 @@ class TrainState:
     prototypes: MomentumPrototypes
     ignore_index: int
     step: int = 0
+    world: World = ALONE
 
     def state_dict(self) -> dict[str, Any]:
         """All of it as tensors and plain values."""
@@ -83,6 +86,7 @@ def initial_state(
     device: torch.device,
     *,
     load_pretrained: bool = True,
+    world: World = ALONE,
 ) -> TrainState:
     """Networks with their first weights, drawn from the run's seed, and an empty memory.
 
@@ -92,6 +96,7 @@ def initial_state(
         ignore_index: of the labels.
         device: where all of it lives.
         load_pretrained: False where a checkpoint brings the weights anyway.
+        world: the processes that share the training; each draws the same first weights.
 
     Raises:
         UserError: where the network cannot be built.
@@ -119,4 +124,5 @@ def initial_state(
         queues=queues.to(device),
         prototypes=prototypes.to(device),
         ignore_index=ignore_index,
+        world=world,
     )

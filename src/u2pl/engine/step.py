@@ -88,7 +88,8 @@ class PseudoLabels:
         labels: [B, H, W], pseudo-labels; the ignore index where the teacher is unsure.
         pixel_weights: [B, H, W], or None where all weigh the same.
         weight: scalar, λ_u.
-        num_kept: scalar, pixels with a pseudo-label.
+        num_kept: scalar, pixels with a pseudo-label, of the whole batch.
+        num_valid: scalar, valid pixels of the whole batch.
         threshold: scalar, γ_t in nats.
         unreliable: [B, h, w] bool.
     """
@@ -98,6 +99,7 @@ class PseudoLabels:
     pixel_weights: Tensor | None
     weight: Tensor
     num_kept: Tensor
+    num_valid: Tensor
     threshold: Tensor
     unreliable: Tensor
 
@@ -107,7 +109,8 @@ class ContrastPairs:
     """Anchors of this step and what they are compared with.
 
     Attributes:
-        anchors: [C, M] int64, positions in the flattened grid of labelled, then unlabelled images.
+        anchors: [C, M] int64, positions in the flattened grid of all labelled, then all unlabelled
+            images of the whole batch.
         positives: [C, D].
         negatives: [C, M, N, D].
         active: [C] bool.
@@ -139,7 +142,7 @@ def training_step(
     semi_step = state.step - config.train.supervised_steps
     unlabeled = batch.unlabeled if semi_step >= 0 else None
     contrasted = config.method.contrastive_weight > 0 and semi_step >= 0
-    generator = step_generator(config.train.seed, state.step, batch.labeled.images.device)
+    generator = step_generator(config.train.seed, state, batch.labeled.images.device)
     alpha = partition.unreliable_fraction(
         max(semi_step, 0),
         max(config.train.steps - config.train.supervised_steps, 1),
@@ -158,15 +161,20 @@ def training_step(
     terms = backward_in_parts(fabric, state, batch.labeled, pseudo, pairs, config)
     terms |= update_student(fabric, state, terms, config)
     decay = teacher_decay(state.step, maximum=config.method.ema_decay)
+    state.world.mean_statistics(state.student)
     follow(state.teacher, state.student, decay=decay)
     state.step += 1
     return terms | counts(pseudo, pairs, state, alpha)
 
 
-def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
-    """A step's own randomness, dropout's included: a function of seed and step alone."""
-    torch.manual_seed(derive_seed(seed, "dropout", step))
-    return torch.Generator(device=device).manual_seed(derive_seed(seed, "step", step))
+def step_generator(seed: int, state: TrainState, device: torch.device) -> torch.Generator:
+    """A step's own randomness, dropout's included: a function of seed and step alone.
+
+    Every process gets a generator in the same state; dropout's masks are its own.
+    """
+    rank = (state.world.rank,) if state.world.rank else ()
+    torch.manual_seed(derive_seed(seed, "dropout", state.step, *rank))
+    return torch.Generator(device=device).manual_seed(derive_seed(seed, "step", state.step))
 
 
 def teacher_views(
@@ -219,22 +227,24 @@ def pseudo_label(
     donors = own
     if method.mixing == "classmix_labeled":
         donors = from_labels(batch.labeled, view_l, own, ignore_index)
-    mix = choose_mix(own, donors, probs.shape[1], config, ignore_index, generator)
+    mix = choose_mix(own, donors, probs.shape[1], state, config, generator)
     pixels = own.mixed(mix, donors)
+    total = state.world.sum
     threshold = partition.entropy_threshold(
-        pixels.entropy, pixels.judged, unreliable_fraction=alpha
+        pixels.entropy,
+        pixels.judged,
+        unreliable_fraction=alpha,
+        total=total if state.world.size > 1 else None,
     )
     labels = partition.pseudo_labels(
         pixels.predictions, pixels.entropy, threshold, pixels.valid, ignore_index=ignore_index
     )
     unreliable = partition.unreliable_mask(pixels.entropy, threshold, pixels.valid)
-    num_kept = (labels != ignore_index).sum()
-    weight = losses.unsupervised_weight(
-        pixels.valid.sum(), num_kept, eta=method.unsupervised_weight
-    )
+    num_valid, num_kept = total(torch.stack([pixels.valid.sum(), (labels != ignore_index).sum()]))
+    weight = losses.unsupervised_weight(num_valid, num_kept, eta=method.unsupervised_weight)
     pixel_weights = None
     if method.pixel_weighting == "confident_share":
-        share = partition.confident_share(probs, unlabeled.valid)
+        share = partition.confident_share(probs, unlabeled.valid, total=total)
         pixel_weights = torch.where(pixels.judged, share, torch.ones_like(share))
     return PseudoLabels(
         pixels=pixels,
@@ -242,6 +252,7 @@ def pseudo_label(
         pixel_weights=pixel_weights,
         weight=weight,
         num_kept=num_kept,
+        num_valid=num_valid,
         threshold=threshold,
         unreliable=on_grid(unreliable, (view_u.logits.shape[-2], view_u.logits.shape[-1])),
     )
@@ -308,25 +319,35 @@ def choose_mix(
     own: MixedPixels,
     donors: MixedPixels,
     num_classes: int,
+    state: TrainState,
     config: Config,
-    ignore_index: int,
     generator: torch.Generator,
 ) -> mixing.Mix:
     """The configured mixing of the unlabelled images, for :meth:`MixedPixels.mixed`."""
     batch_size, height, width = own.predictions.shape
     size, device = (height, width), own.predictions.device
-    probability = config.method.mix_probability
-    labels = donors.predictions.masked_fill(~donors.valid, ignore_index)
-    if config.method.mixing == "classmix_labeled":
+    labels = donors.predictions.masked_fill(~donors.valid, state.ignore_index)
+    kind, probability = config.method.mixing, config.method.mix_probability
+    share = state.world.share(batch_size)
+    if kind == "classmix_labeled":
         return mixing.classmix_donors(
-            labels, num_classes, num_images=batch_size, probability=probability, generator=generator
+            labels,
+            num_classes,
+            num_images=batch_size,
+            probability=probability,
+            generator=generator,
+            share=share,
         )
-    if config.method.mixing == "classmix":
-        return mixing.classmix(labels, num_classes, probability=probability, generator=generator)
-    if config.method.mixing == "none":
+    if kind == "classmix":
+        return mixing.classmix(
+            labels, num_classes, probability=probability, generator=generator, share=share
+        )
+    if kind == "none":
         return mixing.no_mix(batch_size, size, device=device)
-    box = mixing.cutmix if config.method.mixing == "cutmix" else mixing.cutout
-    return box(batch_size, size, probability=probability, device=device, generator=generator)
+    box = mixing.cutmix if kind == "cutmix" else mixing.cutout
+    return box(
+        batch_size, size, probability=probability, device=device, generator=generator, share=share
+    )
 
 
 def contrast_pairs(
@@ -356,13 +377,17 @@ def contrast_pairs(
         features = torch.cat([features, pixels.features])
     anchor = anchor_mask(labels, probs, threshold=method.anchor_threshold)
 
-    state.prototypes.update(*class_means(features, anchor))
-    negative = negative.transpose(0, 1).flatten(1)  # [C, B·h·w]
-    keys = features.permute(0, 2, 3, 1).flatten(0, 2)  # [B·h·w, D]
-    state.queues.push(keys, negative, max_keys=method.keys_per_step, generator=generator)
-    anchors, has_anchor = sample_with_replacement(
-        anchor.transpose(0, 1).flatten(1), method.num_anchors, generator=generator
+    state.prototypes.update(*class_means(features, anchor, total=state.world.sum))
+    masks = torch.stack([anchor, negative], dim=1)  # [B, 2, C, h, w]
+    masks = state.world.gather_halves(masks, len(view.logits))  # of all processes' images
+    anchor, negative = masks.permute(1, 2, 0, 3, 4).flatten(2)  # [C, B·h·w] each
+    index, chosen = state.queues.choose(
+        negative, max_keys=method.keys_per_step, generator=generator
     )
+    rows = rows_of_batch(state, len(view.logits), len(features) - len(view.logits))
+    keys = pixels_at(index, features, rows)
+    state.queues.push_chosen(state.world.sum(keys), chosen)
+    anchors, has_anchor = sample_with_replacement(anchor, method.num_anchors, generator=generator)
     return ContrastPairs(
         anchors=anchors,
         positives=state.prototypes.vectors,
@@ -372,6 +397,37 @@ def contrast_pairs(
         active=has_anchor & (state.queues.num_keys > 0),
         num_negatives=negative.sum(dim=1),
     )
+
+
+def rows_of_batch(state: TrainState, num_labeled: int, num_unlabeled: int) -> Tensor:
+    """Places of this process's images in the whole batch: all labelled ones, then all others."""
+    device = state.queues.keys.device
+    labeled, unlabeled = state.world.share(num_labeled), state.world.share(num_unlabeled)
+    rows_l = labeled.first + torch.arange(num_labeled, device=device)
+    rows_u = labeled.total + unlabeled.first + torch.arange(num_unlabeled, device=device)
+    return torch.cat([rows_l, rows_u])
+
+
+def pixels_at(index: Tensor, features: Tensor, rows: Tensor) -> Tensor:
+    """Features at pixels of the whole batch: [..., D], and zeros where an image is not here.
+
+    Args:
+        index: [...] int64, positions in the flattened grid of the whole batch.
+        features: [n, D, h, w] of the n images that are here.
+        rows: [n] int64, which images of the whole batch they are.
+    """
+    here, cell = _place(index, features, rows)
+    pixels = features.flatten(2).transpose(1, 2).flatten(0, 1)  # [n·h·w, D]
+    found = pixels[cell]
+    return torch.where(here.unsqueeze(-1), found, torch.zeros_like(found))
+
+
+def _place(index: Tensor, features: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether a pixel of the whole batch is here, and where among the pixels that are."""
+    cells = features.shape[-2] * features.shape[-1]
+    image, cell = index // cells, index % cells
+    match = image.unsqueeze(-1) == rows  # [..., n]
+    return match.any(dim=-1), match.long().argmax(dim=-1) * cells + cell
 
 
 def backward_in_parts(
@@ -388,7 +444,7 @@ def backward_in_parts(
     whole's; only BatchNorm sees the parts.
     """
     num_parts, ignore_index = config.train.accumulation, state.ignore_index
-    num_labeled = (labeled.labels != ignore_index).sum()
+    num_labeled = state.world.sum((labeled.labels != ignore_index).sum())
     zero = torch.zeros((), device=labeled.images.device)
     totals = dict.fromkeys(("loss", "loss_s", "loss_u", "loss_c"), zero)
     for part in range(num_parts):
@@ -411,9 +467,9 @@ def backward_in_parts(
                 pixel_weights=None if weights is None else weights[share],
             )
         if pairs is not None:
-            num_images = len(labeled.images) + (0 if pseudo is None else len(pseudo.labels))
-            rows = torch.arange(num_images, device=zero.device)
-            rows_l, rows_u = rows[: len(labeled.images)], rows[len(labeled.images) :]
+            num_unlabeled = 0 if pseudo is None else len(pseudo.labels)
+            rows = rows_of_batch(state, len(labeled.images), num_unlabeled)
+            rows_l, rows_u = torch.split(rows, [len(labeled.images), num_unlabeled])
             rows = torch.cat([rows_l[share], rows_u[share]])
             assert features is not None, "asked for with the pairs"
             terms["loss_c"] = contrast_of_part(pairs, features, rows, config)
@@ -422,7 +478,9 @@ def backward_in_parts(
         fabric.backward(loss)
         for name, value in {"loss": loss, **terms}.items():
             totals[name] = totals[name] + value.detach()
-    return totals
+    state.world.sum_gradients(state.student.parameters())
+    summed = state.world.sum(torch.stack(list(totals.values())))
+    return dict(zip(totals, summed, strict=True))
 
 
 def student_views(
@@ -515,17 +573,15 @@ def contrast_of_part(
         rows: [n] int64, which images of the batch they are.
         config: temperature.
     """
-    cells = features.shape[-2] * features.shape[-1]
-    images, cell = pairs.anchors // cells, pairs.anchors % cells
-    match = images.unsqueeze(-1) == rows  # [C, M, n]
+    here, cell = _place(pairs.anchors, features, rows)
     pixels = features.flatten(2).transpose(1, 2).flatten(0, 1)  # [n·h·w, D]
     return losses.contrastive_loss(
-        pixels[match.long().argmax(dim=-1) * cells + cell],
+        pixels[cell],
         pairs.positives,
         pairs.negatives,
         pairs.active,
         temperature=config.method.temperature,
-        anchor_weights=match.any(dim=-1),
+        anchor_weights=here,
     )
 
 
@@ -535,7 +591,7 @@ def counts(
     """What the progress line and the report show beside the losses."""
     shown: dict[str, Tensor] = {}
     if pseudo is not None:
-        shown["reliable_share"] = pseudo.num_kept / pseudo.pixels.valid.sum().clamp_min(1)
+        shown["reliable_share"] = pseudo.num_kept / pseudo.num_valid.clamp_min(1)
         shown["entropy_threshold"] = pseudo.threshold
         shown["unsupervised_weight"] = pseudo.weight
         shown["unreliable_fraction"] = torch.full_like(pseudo.threshold, alpha)

@@ -172,7 +172,7 @@ def deeplabv3plus(channels: list[int], settings: ModelSettings) -> nn.Module:
         atrous_rates=settings.atrous_rates,
         output_stride=settings.output_stride,
         aspp_separable=True,
-        aspp_dropout=0.1,
+        aspp_dropout=settings.dropout,
     )
     for module in decoder.modules():
         if isinstance(module, ASPPPooling):
@@ -190,7 +190,7 @@ def fpn(channels: list[int], settings: ModelSettings) -> nn.Module:
         encoder_depth=len(channels) - 1,
         pyramid_channels=width,
         segmentation_channels=width,
-        dropout=0.1,
+        dropout=settings.dropout,
     )
     return decoder
 
