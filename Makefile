@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo setup test check clean
+.PHONY: demo setup test check soak clean
 
 demo: $(STAMP)
 	$(BIN)/u2pl demo --out demo-runs/seed-0 --overwrite
@@ -31,6 +31,11 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --doctest-modules src -q -p no:cacheprovider
+
+# The long forms of what the tests promise: kills at random moments, processes compared.
+soak: $(STAMP)
+	$(BIN)/python tests/soak/ranks.py
+	$(BIN)/python tests/soak/kills.py --kills 20
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,68 +13,14 @@ import pytest
 import torch
 
 from factories import write_dataset
-from tiny import assignments, tiny_config, tiny_overrides
+from processes import SETTINGS, Processes, finish, start
+from tiny import assignments, tiny_config
 from u2pl.engine.loop import check_against_world
 from u2pl.engine.run_folder import RunFolder, read_metrics
 from u2pl.engine.shared_norm import share_statistics
 from u2pl.engine.world import ALONE, World
 from u2pl.errors import UserError
 from u2pl.models import Segmenter
-
-Processes = list["subprocess.Popen[str]"]
-
-# a small learning rate: with a large one BatchNorm of few values makes ten times as much of a
-# rounding difference in each step, until it decides a pixel, and two runs part
-SETTINGS = tiny_overrides(
-    train__steps=8,
-    train__supervised_steps=3,
-    train__eval_every=8,
-    data__batch_labeled=4,
-    data__batch_unlabeled=4,
-    model__dropout=0.0,
-    optimizer__name="sgd",
-    optimizer__lr=1e-5,
-)
-
-
-def start(dataset: Path, out: Path, size: int, *, settings: list[str] | None = None) -> Processes:
-    """Start ``u2pl train`` as torchrun would, without its agent."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = ["--recipe", "demo", *assignments(SETTINGS)] if settings is None else settings
-    processes = []
-    for rank in range(size):
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        if size > 1:
-            environment |= {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(size),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            }
-        command = [sys.executable, "-m", "u2pl.cli", "train", str(dataset), "--out", str(out)]
-        processes.append(
-            subprocess.Popen(
-                [*command, *words],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    return processes
-
-
-def finish(processes: Processes, *, seconds: float = 120) -> list[tuple[int, str, str]]:
-    """Wait for them; return the exit status and what each has shown."""
-    try:
-        shown = [process.communicate(timeout=seconds) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(p.returncode, *texts) for p, texts in zip(processes, shown, strict=True)]
 
 
 @pytest.fixture(scope="module")
