@@ -101,5 +101,9 @@ def demo_adapt() -> Config:
             "setting": "adapt",
             "data.rare_class_temperature": 0.1,
             "data.rare_class_min_pixels": 30,
+            "train.steps": 1800,
+            "train.supervised_steps": 300,
+            "train.eval_every": 1800,
+            "train.checkpoint_every": 600,
         }
     )
