@@ -187,7 +187,7 @@ def test_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError("disk full")
 
     monkeypatch.setattr(Image.Image, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match=r"Cannot write .*image\.png: disk full\."):
         write_image(tmp_path / "image.png", np.zeros((2, 2, 3), np.uint8))
     assert list(tmp_path.iterdir()) == []
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from shlex import quote
 from types import FrameType
 from typing import Any
 
@@ -62,7 +63,7 @@ class Interrupted(UserError):
     ) -> None:
         super().__init__(
             f"Stopped after {done or f'step {step}'}; the state is saved. Go on with: "
-            f"u2pl train {dataset.path} --out {folder.path} --resume"
+            f"u2pl train {quote(str(dataset.path))} --out {quote(str(folder.path))} --resume"
         )
         self.step = step
 
@@ -129,12 +130,12 @@ def restore(
         UserError: where the images have changed, or the checkpoint does not fit the settings.
     """
     checkpoint = load_checkpoint(folder.checkpoint("last"), fabric.device)
-    refuse_other_data(checkpoint, dataset, folder)
     try:
+        refuse_other_data(checkpoint, dataset, folder)
         state.load_state_dict(checkpoint)
         fabric.strategy.precision.load_state_dict(checkpoint["precision"])
-        best: dict[str, Any] = checkpoint["best"]
-    except (KeyError, RuntimeError, ValueError):
+        best = {"step": int(checkpoint["best"]["step"]), "miou": float(checkpoint["best"]["miou"])}
+    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError):
         raise UserError(
             f"The checkpoint of {folder.path} does not fit its config.yaml; has the file been "
             "edited since the run was started?"
