@@ -25,6 +25,9 @@ from u2pl.plain_files import parse_yaml, read_yaml
 _LARGEST = 2**32  # of whole numbers; what is far beyond a machine should not reach it
 
 
+Rate = Annotated[int, Field(ge=1)]
+
+
 class Settings(BaseModel):
     """A frozen group of settings in which an unknown key is an error."""
 
@@ -49,7 +52,7 @@ class ModelSettings(Settings):
     decoder: Literal["deeplabv3plus", "fpn", "segformer", "dpt"] = "deeplabv3plus"
     output_stride: Literal[8, 16, 32] = 16
     """Of the encoder, in pixels; 8 [P] costs four times the memory of 16. FPN takes 32."""
-    atrous_rates: tuple[int, int, int] = (12, 24, 36)
+    atrous_rates: tuple[Rate, Rate, Rate] = (12, 24, 36)
     """Of DeepLabV3+'s pyramid, in cells of the encoder's last grid [P: 12, 24, 36 at stride 8]."""
     pretrained: bool = True
     """Load timm's ImageNet weights (from its hub, or from ``weights``)."""

@@ -121,14 +121,20 @@ class SegmentationModel(nn.Module):
             A :class:`Prediction` at the image's own size.
 
         Raises:
-            UserError: where the file is no image.
+            UserError: where the file is no image, or the answer is not finite.
         """
+        named = "The image" if isinstance(image, np.ndarray) else image
         pixels = image if isinstance(image, np.ndarray) else read_image(Path(image))
         device = self.network.mean.device
-        resized = eval_image(pixels, resize=self.card.resize).unsqueeze(0).to(device)
+        resized = eval_image(pixels, resize=self.card.resize, file=named).unsqueeze(0).to(device)
         logits = resize_logits(self(resized), (pixels.shape[0], pixels.shape[1]))
         probs = logits.softmax(dim=1)
         entropy = prediction_entropy(probs)[0]
+        if not entropy.isfinite().all():
+            raise UserError(
+                "The network's answer is not finite: its weights are damaged, or its training "
+                "went wrong; load another checkpoint, or train again."
+            )
         dtype = np.uint8 if len(self.classes) <= 256 else np.int32
         return Prediction(
             mask=probs.max(dim=1).indices[0].cpu().numpy().astype(dtype),
@@ -167,8 +173,11 @@ def load_model(
         state = saved[part]
         card = replace(card, step=saved.get("step", card.step))
     try:
+        kinds = {key: tensor.is_floating_point() for key, tensor in network.state_dict().items()}
+        if any(tensor.is_floating_point() != kinds[key] for key, tensor in state.items()):
+            raise TypeError("whole numbers for weights")
         network.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError):
+    except (RuntimeError, TypeError, AttributeError, KeyError):
         raise UserError(
             f"The weights in {folder.path} do not fit the network that {folder.model.name} "
             "describes; were files of two runs mixed?"

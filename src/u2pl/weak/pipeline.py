@@ -309,7 +309,8 @@ class SeedMaker:
         """Map, refine and label one image at its file's own size."""
         settings, dataset = self.config.weak, self.dataset
         pixels = read_image(sample.image)
-        image = eval_image(pixels, resize=self.config.data.resize)[None].to(self.device)
+        image = eval_image(pixels, resize=self.config.data.resize, file=sample.image)
+        image = image[None].to(self.device)
         background = self.config.method.background_class
         ids = [class_id for class_id in sample.tags or () if class_id != background]
         possible = torch.zeros(1, dataset.num_classes, dtype=torch.bool, device=self.device)
