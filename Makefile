@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo setup test check clean
+.PHONY: demo setup test check soak clean
 
 demo: $(STAMP)
 	$(BIN)/u2pl demo --out demo-runs/seed-0 --overwrite
@@ -31,6 +31,10 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --doctest-modules src -q -p no:cacheprovider
+
+# The long form of tests/fuzz: bad input by the ten thousand. The figures come last.
+soak: $(STAMP)
+	U2PL_SOAK=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz -q -n 0 $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

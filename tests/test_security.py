@@ -246,7 +246,15 @@ def test_pattern_with_dots_behind_its_wildcard_writes_nothing(root: Path) -> Non
 
 @pytest.mark.parametrize(
     "link",
-    ["config.yaml", "metrics.jsonl", "checkpoints", "weights", "eval", "tensorboard", "splits/a.txt"],
+    [
+        "config.yaml",
+        "metrics.jsonl",
+        "checkpoints",
+        "weights",
+        "eval",
+        "tensorboard",
+        "splits/a.txt",
+    ],
 )
 def test_run_folder_with_a_link_out_of_it_is_not_written_to(root: Path, link: str) -> None:
     secret = root / "secret"

@@ -141,6 +141,19 @@ def describe_losses(values: dict[str, float], steps_per_second: float) -> str:
     return text
 
 
+def describe_best(best: dict[str, Any]) -> str:
+    """The best teacher's score and step.
+
+    >>> describe_best({"step": 500, "miou": 61.234})
+    'best teacher 61.23 % at step 500'
+    >>> describe_best({"step": 0, "miou": -1.0})
+    'no val pixel is known, so none is the best'
+    """
+    if best["miou"] < 0:
+        return "no val pixel is known, so none is the best"
+    return f"best teacher {percent(best['miou'])} % at step {best['step']}"
+
+
 def percent(value: float | None) -> str:
     """Two digits, or a dash where no pixel was known."""
     return "–" if value is None else f"{value:.2f}"
@@ -287,8 +300,7 @@ def train(
     say(
         f"Step {result['step']}: val mIoU teacher {percent(result['ema']['miou'])} %, "
         f"student {percent(result['student']['miou'])} %; "
-        f"best teacher {percent(result['best']['miou'])} % at step "
-        f"{result['best']['step']}. Run folder: {out}"
+        f"{describe_best(result['best'])}. Run folder: {out}"
     )
     if not result["finished"]:
         say(f"Go on with: u2pl train {quote(str(dataset))} --out {quote(str(out))} --resume")

@@ -296,6 +296,17 @@ class Config(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     weak: WeakSettings = WeakSettings()
 
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        parts = self.data.batch_labeled // self.train.accumulation
+        if parts < 2 and max(self.data.crop) <= self.model.output_stride:
+            raise ValueError(
+                f"data.crop is {self.data.crop}, one cell of the encoder's grid, and a part of the "
+                "batch is a single image: BatchNorm needs more than one value; raise data.crop, or "
+                "data.batch_labeled beside train.accumulation"
+            )
+        return self
+
     def with_overrides(self, overrides: dict[str, Any]) -> Config:
         """Return a copy with ``{"train.steps": 500, ...}`` applied and checked.
 
@@ -351,7 +362,8 @@ def parse_config(tree: dict[str, Any]) -> Config:
             raise unknown_key(dotted) from None
         message = first["msg"].removeprefix("Value error, ")
         got = "" if isinstance(first["input"], dict) else f" Got {shown(first['input'])}."
-        raise UserError(f"Setting '{dotted}': {message}.{got}", exit_code=2) from None
+        where = f"Setting '{dotted}'" if dotted else "Settings"
+        raise UserError(f"{where}: {message}.{got}", exit_code=2) from None
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:

@@ -69,8 +69,8 @@ class _Short(reprlib.Repr):
 
     def __init__(self) -> None:
         super().__init__()
-        self.maxlevel = 4
-        self.maxdict = self.maxlist = self.maxtuple = 8
+        self.maxlevel = 3
+        self.maxdict = self.maxlist = self.maxtuple = 6
         self.maxstring = self.maxother = 120
 
     def repr_int(self, x: int, level: int) -> str:

@@ -123,3 +123,31 @@ def test_json_is_plain_and_refuses_what_json_has_not(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(path, {"a": float("nan")})
     assert json.loads(path.read_text())["b"] == 0.5
+
+
+def test_flipped_bit_in_a_checkpoint_is_told(tmp_path: Path) -> None:
+    """torch.load would take it for another number."""
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {"student": {"w": torch.full((1000,), 1.5)}, "step": 3})
+    content = bytearray(path.read_bytes())
+    content[content.index(b"\x00\x00\xc0\x3f" * 100) + 202] ^= 1
+    path.write_bytes(bytes(content))
+    changed = torch.load(path, weights_only=True)
+    assert not torch.equal(changed["student"]["w"], torch.full((1000,), 1.5))
+    with pytest.raises(UserError, match=r"cannot be read \(BadZipFile\); it is damaged"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("student", [None, 3, "x", [1], torch.zeros(2)])
+def test_checkpoint_whose_network_is_none_is_told(tmp_path: Path, student: Any) -> None:
+    torch.save({"student": student}, tmp_path / "last.pt")
+    with pytest.raises(UserError, match="is not a checkpoint of u2pl"):
+        load_checkpoint(tmp_path / "last.pt")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_told(tmp_path: Path, value: float) -> None:
+    path = tmp_path / "ema.safetensors"
+    save_weights(path, {"a": torch.zeros(3), "b": torch.tensor([0.0, value])})
+    with pytest.raises(UserError, match="are damaged: 'b' holds numbers that are not finite"):
+        load_weights(path)

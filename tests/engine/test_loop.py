@@ -331,3 +331,24 @@ def test_outside_the_main_thread_no_signal_is_taken() -> None:
     thread.join()
     assert answers == [False]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+# damaged checkpoints
+
+
+@pytest.mark.parametrize("key", ["splits", "best", "optimizer", "queues", "step"])
+@pytest.mark.parametrize("value", [None, "x", []])
+def test_checkpoint_with_a_part_of_another_kind_is_told(
+    dataset: Dataset, tmp_path: Path, key: str, value: Any
+) -> None:
+    config, folder = tiny_config(train__steps=1), RunFolder(tmp_path / "a")
+    start(config, dataset, folder.path)
+    state = torch.load(folder.checkpoint("last"), weights_only=True)
+    torch.save(state | {key: value}, folder.checkpoint("last"))
+    with pytest.raises(UserError, match=r"does not fit its config\.yaml|would mix two data sets"):
+        fit(config, dataset, folder, resume=True)
+
+
+def test_way_to_go_on_can_be_pasted_whatever_the_folder_is_called(dataset: Dataset) -> None:
+    text = str(Interrupted(3, dataset, RunFolder(Path("a b; rm -rf"))))
+    assert text.endswith("--out 'a b; rm -rf' --resume")

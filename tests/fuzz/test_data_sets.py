@@ -163,7 +163,19 @@ def folder_of_other_files_with_odd_names(root: Path) -> None:
 
 @case(0)
 def file_names_of_many_alphabets(root: Path) -> None:
-    for name in ("Straße", "猫", "кот", "🌲", "a b", "a\u00a0b", "-rf", "%s", "{x}", "$(id)", "a;b"):
+    for name in (
+        "Straße",
+        "猫",
+        "кот",
+        "🌲",
+        "a b",
+        "a\u00a0b",
+        "-rf",
+        "%s",
+        "{x}",
+        "$(id)",
+        "a;b",
+    ):
         blank(root / f"unlabeled/{name}.png", value=len(name))
 
 
@@ -400,7 +412,7 @@ def test_check_finds_every_file_that_cannot_be_read(tmp_path: Path) -> None:
         errors = [line for line in answer.out.split("\n") if line.startswith("error: ")]
         group.expect("images", len(errors) == number_of_bad, f"{len(errors)} of {number_of_bad}")
         group.expect("images", all("/bad_" in line for line in errors), "a sound one is refused")
-        for number, (name, suffix, content) in enumerate(mask_files()):
+        for number, (_, _, content) in enumerate(mask_files()):
             files = {f"images/m_{number}": encoded(picture(9, 14, seed=number), "png")}
             files[f"masks/m_{number}"] = content
             for place, data in files.items():

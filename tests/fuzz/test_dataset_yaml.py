@@ -23,11 +23,25 @@ from u2pl.errors import is_clean
 PATHS = [
     "images", "masks", "unlabeled", "val/images", "val/masks", ".", "", "none", "images/*.png",
     "*/*.png", "**/*.png", "**", "*", "images/labeled_?.png", "images/[", "images/[!x]*", "[]",
-    "images/labeled_0.png", "images/../masks", "*/../masks/*.png", "images/", "./images", "~", "$HOME",
+    "images/labeled_0.png", "images/../masks", "*/../masks/*.png", "images/", "./images", "~",
+    "$HOME",
     "images\n", "ima\x1bges", "im\0ages", "\ud800", "n" * 300, "images/" + "../images/" * 50,
     "dataset.yaml", "lists/a.txt", "[/red]", "a:b", "tags.csv",
 ]  # fmt: skip
-WORDS = ["index", "rgb", "binary", "ground", "wall", "tree", "tre", "255", "1e3", "é", "🌲", "[bold]"]
+WORDS = [
+    "index",
+    "rgb",
+    "binary",
+    "ground",
+    "wall",
+    "tree",
+    "tre",
+    "255",
+    "1e3",
+    "é",
+    "🌲",
+    "[bold]",
+]
 NUMBERS = [0, 1, 2, 3, 7, 254, 255, 256, 65535, 65536, -1, 10**9, 10**30, 16**3500, 0.5, 1e308]
 
 scalars = st.one_of(
@@ -41,8 +55,9 @@ KEYS = ["images", "masks", "list", "mask_format", "id_map", "name", "color", "fi
         "always", "skip", "classes", "tags", "lst", 1, None, "images "]  # fmt: skip
 values = st.recursive(
     scalars,
-    lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4)
+    ),
     max_leaves=8,
 )
 
@@ -134,7 +149,9 @@ NOT_YAML = {
     )
     + "classes: *a11\n",
     "a billion laughs as a section": "".join(
-        f"a{i}: &a{i} {{{', '.join(f'k{j}: *a{i - 1}' for j in range(9))}}}\n" if i else "a0: &a0 {}\n"
+        f"a{i}: &a{i} {{{', '.join(f'k{j}: *a{i - 1}' for j in range(9))}}}\n"
+        if i
+        else "a0: &a0 {}\n"
         for i in range(12)
     )
     + "labeled: *a11\n",
@@ -174,14 +191,35 @@ def test_changed_dataset_files_are_read_or_refused(sound: Path) -> None:
 
 def test_each_key_with_each_kind_of_value_is_read_or_refused(sound: Path) -> None:
     tree, path = yaml.safe_load(sound.read_text()), sound.with_name("changed.yaml")
-    odd = ["", "none", "im\nages", -1, 3, 0.5, 16**5000, None, True, [], {}, [[]], {1: 2}, ["images"]]
+    odd = [
+        "",
+        "none",
+        "im\nages",
+        -1,
+        3,
+        0.5,
+        16**5000,
+        None,
+        True,
+        [],
+        {},
+        [[]],
+        {1: 2},
+        ["images"],
+    ]
     odd += ["**", "*/../images/*.png", "images/labeled_0.png"]
     with trials("dataset.yaml files") as group:
         for place in places(tree):
             for value in odd:
                 changed = copy.deepcopy(tree)
                 put(changed, place, value)
-                attempt_dataset(group, f"{place} = {str(value)[:40]!r}" if not isinstance(value, int) else f"{place} = int", write(path, changed))
+                attempt_dataset(
+                    group,
+                    f"{place} = {str(value)[:40]!r}"
+                    if not isinstance(value, int)
+                    else f"{place} = int",
+                    write(path, changed),
+                )
 
 
 def write(path: Path, tree: Any) -> Path:

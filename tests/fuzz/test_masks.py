@@ -79,7 +79,9 @@ def test_masks_of_any_mode_are_ids_or_refused(tmp_path: Path) -> None:
                     name = f"{case} {damage} read as {reader}"
                     labels = group.attempt(
                         name,
-                        lambda path=path, options=options: read_mask(path, num_classes=3, **options),
+                        lambda path=path, options=options: read_mask(
+                            path, num_classes=3, **options
+                        ),
                     )
                     if labels is not None:
                         found = set(np.unique(labels).tolist())

@@ -85,7 +85,11 @@ SOURCES: dict[str, tuple[str, Change, int]] = {
         0,
     ),
     "pipe": ("in/x.png", lambda root: ((root / "in").mkdir(), os.mkfifo(root / "in/x.png")), 1),
-    "pipe in a folder": ("in", lambda root: ((root / "in").mkdir(), os.mkfifo(root / "in/x.png")), 1),
+    "pipe in a folder": (
+        "in",
+        lambda root: ((root / "in").mkdir(), os.mkfifo(root / "in/x.png")),
+        1,
+    ),
     "name that is no text": ("in", lambda root: blank(os.fsencode(root / "in") + b"/\xff.png"), 0),
     "name of two lines": ("in", lambda root: blank(root / "in/a\nb.png"), 0),
     "name of markup": ("in", lambda root: blank(root / "in/[/red]:car:.png"), 0),
@@ -125,8 +129,8 @@ def test_odd_sources_end_in_masks_or_in_a_sentence(run: Path, tmp_path: Path, ca
         assert answer is not None
         group.expect(case, answer.status == status, f"status {answer.status}: {answer}")
         group.expect(case, (len(list(out.rglob("*.png"))) > 0) == (status == 0), "wrong output")
-        outside = [p for p in (tmp_path / "here").rglob("*") if p.is_file() and out not in p.parents]
+        outside = [
+            p for p in (tmp_path / "here").rglob("*") if p.is_file() and out not in p.parents
+        ]
         group.expect(case, not outside, f"written outside: {outside}")
         group.expect(case, not list(tmp_path.rglob(".*.tmp")), "a half file is left")
-
-

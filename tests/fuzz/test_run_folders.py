@@ -32,8 +32,8 @@ from u2pl.models import encoders
 from u2pl.weak import classifier
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (17, 23, 3), np.uint8)
-ODD: list[Any] = [None, True, -1, 0, 1, 2**70, 0.5, float("nan"), float("inf"), "", "x", "\x1b[31m",
-                  [], {}, [1], [-1, -1], [float("inf")] * 3, ["a", "b"], {"a": 1}, [[1, 2, 3]] * 3]  # fmt: skip
+ODD: list[Any] = [None, True, -1, 0, 1, 2**70, 0.5, float("nan"), float("inf"), "", "x", "\x1b[m"]
+ODD += [[], {}, [1], [-1, -1], [float("inf")] * 3, ["a", "b"], {"a": 1}, [[1, 2, 3]] * 3]
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,18 @@ def forged(state: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield checkpoints that are whole files and hold something else."""
     for key in state:
         yield f"without {key}", {k: v for k, v in state.items() if k != key}
-        for value in (None, -1, 1.5, "x", [], {}, {"a": 1}, {1: 2}, torch.zeros(2), state["student"]):
+        for value in (
+            None,
+            -1,
+            1.5,
+            "x",
+            [],
+            {},
+            {"a": 1},
+            {1: 2},
+            torch.zeros(2),
+            state["student"],
+        ):
             yield f"{key} = {str(value)[:20]}", state | {key: value}
     for part in ("student", "teacher", "queues", "prototypes"):
         for case, other in other_states(state[part] if part != "queues" else {**state[part]}):
@@ -136,7 +147,13 @@ def forged(state: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     optimizer = state["optimizer"]
     for memory in ({}, {0: {}}, {0: {"momentum_buffer": torch.zeros(3)}}, {"a": 1}, None):
         yield f"memory {str(memory)[:20]}", state | {"optimizer": {**optimizer, "state": memory}}
-    for groups in ([], [{}], [{"params": [0]}], None, [{**optimizer["param_groups"][0], "lr": "x"}]):
+    for groups in (
+        [],
+        [{}],
+        [{"params": [0]}],
+        None,
+        [{**optimizer["param_groups"][0], "lr": "x"}],
+    ):
         changed = {**optimizer, "param_groups": groups}
         yield f"groups {str(groups)[:20]}", state | {"optimizer": changed}
     yield "a list", [state]
@@ -219,7 +236,9 @@ def test_torn_metrics_are_read_without_their_torn_lines(copied: RunFolder) -> No
     content = copied.metrics.read_bytes()
     lines = len(content.splitlines())
     with trials("run folders") as group:
-        for case, data in mutations(content, count=rounds(20, long=300), seed=0, header=len(content)):
+        for case, data in mutations(
+            content, count=rounds(20, long=300), seed=0, header=len(content)
+        ):
             copied.metrics.write_bytes(data)
             rows = group.attempt(case, lambda: read_metrics(copied.metrics))
             assert rows is not None
@@ -237,7 +256,9 @@ def test_commands_refuse_a_broken_run_in_one_line(copied: RunFolder, tmp_path: P
         "no model.json": lambda run: run.model.unlink(),
         "no weights": lambda run: run.weights("ema").unlink(),
         "empty weights": lambda run: run.weights("ema").write_bytes(b""),
-        "checkpoint as weights": lambda run: shutil.copy(run.checkpoint("last"), run.weights("ema")),
+        "checkpoint as weights": lambda run: shutil.copy(
+            run.checkpoint("last"), run.weights("ema")
+        ),
         "empty config": lambda run: run.config.write_bytes(b""),
         "config of bytes": lambda run: run.config.write_bytes(b"\xff\xfe\x00"),
         "config of another": lambda run: run.config.write_text("train: {stepz: 1}"),
@@ -246,7 +267,10 @@ def test_commands_refuse_a_broken_run_in_one_line(copied: RunFolder, tmp_path: P
         "dataset.yaml of another": lambda run: run.dataset.write_text("classes: [a, b]"),
         "folder as config": lambda run: (run.config.unlink(), run.config.mkdir()),
         "folder as weights": lambda run: (run.weights("ema").unlink(), run.weights("ema").mkdir()),
-        "eval that is a file": lambda run: (shutil.rmtree(run.path / "eval"), (run.path / "eval").touch()),
+        "eval that is a file": lambda run: (
+            shutil.rmtree(run.path / "eval"),
+            (run.path / "eval").touch(),
+        ),
         "nothing at all": lambda run: (shutil.rmtree(run.path), run.path.mkdir()),
     }
     good = copied.path.with_name("good")
@@ -304,10 +328,10 @@ def test_damaged_encoder_weights_are_refused(tmp_path: Path) -> None:
                 path.write_bytes(data)
                 attempt(f"{suffix} {case}", path)
         path = tmp_path / "encoder.pth"
-        others: list[Any] = [*(other for _, other in other_states(state)), None, 3, [state], "x",
-                             {"state_dict": "x"}, {"model": 3}, {1: torch.zeros(2)}, {first: "x"},
-                             state | {first: None}, {f"module.{k}": v for k, v in state.items()},
-                             {"state_dict": {"state_dict": state}}, {"a": {"b": state}}]  # fmt: skip
+        others: list[Any] = [other for _, other in other_states(state)]
+        others += [None, 3, "x", [state], {"state_dict": "x"}, {"model": 3}, {first: "x"}]
+        others += [{1: torch.zeros(2)}, {"a": {"b": state}}, {"model": {"model": state}}]
+        others += [state | {first: None}, {f"module.{k}": v for k, v in state.items()}]
         for number, other in enumerate(others):
             torch.save(other, path)
             attempt(f"forged {number}", path)
@@ -347,7 +371,9 @@ def test_damaged_memory_of_pixels_is_counted_anew(tmp_path: Path) -> None:
     (cache,) = tmp_path.glob(".u2pl-class-pixels-*")
     content = cache.read_bytes()
     with trials("run folders") as group:
-        for case, damaged in mutations(content, count=rounds(25, long=400), seed=0, header=len(content)):
+        for case, damaged in mutations(
+            content, count=rounds(25, long=400), seed=0, header=len(content)
+        ):
             cache.write_bytes(damaged)
             found = group.attempt(case, lambda: class_pixels(data, data.labeled))
             group.expect(case, found is not None and np.array_equal(found, truth), "other counts")

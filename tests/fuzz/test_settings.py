@@ -15,11 +15,12 @@ from u2pl.config import Config, all_keys, load_config, parse_assignments, parse_
 from u2pl.engine.loop import check_against_data
 from u2pl.recipes import RECIPES
 
-ODD = ["", "~", "true", "yes", "-1", "0", "1", "1.5", "1e-3", "1e400", ".inf", "-.inf", ".nan",
-       "9" * 40, "9" * 5000, "0x" + "f" * 5000, "2020-13-45", "!!int x", "[", "[]", "[1]", "[1,1]",
-       "[64,64]", "[1,2,3]", "[-1,-1]", "[.inf,1]", "[.nan,.nan]", "[" * 900, "{}", "{a: 1}", "text",
-       "'", '"\\ud800"', '"\\0"', "&a [*a]", "!!python/object/apply:os.system [true]", "[[]]",
-       "none/none.pth", "/dev/zero", "[/red]", "\x1b[31m", "a\nb", "é", "=", "a=b", "~/x"]  # fmt: skip
+ODD = ["", "~", "true", "yes", "-1", "0", "1", "1.5", "1e-3", "1e400", ".inf", "-.inf", ".nan"]
+ODD += ["9" * 40, "9" * 5000, "0x" + "f" * 5000, "2020-13-45", "!!int x", "[", "[]", "[1]"]
+ODD += ["[1,1]", "[64,64]", "[1,2,3]", "[-1,-1]", "[.inf,1]", "[.nan,.nan]", "[" * 900, "{}"]
+ODD += ["{a: 1}", "text", "'", '"\\ud800"', '"\\0"', "&a [*a]", "[[]]", "none/none.pth"]
+ODD += ["!!python/object/apply:os.system [true]", "/dev/zero", "[/red]", "\x1b[31m", "a\nb", "é"]
+ODD += ["=", "a=b", "~/x"]
 
 
 def finite(tree: Any) -> bool:
@@ -45,7 +46,17 @@ def require_sound(group: Trials, case: str, config: Config | None, path: Path) -
 
 
 def test_each_setting_takes_or_refuses_each_odd_value(tmp_path: Path) -> None:
-    keys = [*all_keys(), "train", "data", "train.stepz", "a.b.c", "", ".", "train.steps.x", "[/red]"]
+    keys = [
+        *all_keys(),
+        "train",
+        "data",
+        "train.stepz",
+        "a.b.c",
+        "",
+        ".",
+        "train.steps.x",
+        "[/red]",
+    ]
     with trials("settings") as group:
         for number, key in enumerate(keys):
             # in the short form each key has a quarter of the values, and its neighbour the next
@@ -63,7 +74,19 @@ def test_each_setting_takes_or_refuses_each_odd_value(tmp_path: Path) -> None:
 
 def test_assignments_are_read_or_refused(tmp_path: Path) -> None:
     with trials("settings") as group:
-        for text in (*ODD, *WORDS, *PATHS, "=", "==", "=1", "a", "a=", " =1", "\0=1", "x" * 100_000):
+        for text in (
+            *ODD,
+            *WORDS,
+            *PATHS,
+            "=",
+            "==",
+            "=1",
+            "a",
+            "a=",
+            " =1",
+            "\0=1",
+            "x" * 100_000,
+        ):
             group.attempt(text[:20], lambda text=text: parse_assignments([text]))
         for case, text in NOT_YAML.items():
             if len(text) < 100_000:
@@ -92,7 +115,9 @@ json_like = st.recursive(
     | st.floats()
     | st.text(max_size=6)
     | st.sampled_from([*WORDS, 2**64, -(2**64)]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 
@@ -122,7 +147,11 @@ def test_random_trees_of_settings_are_read_or_refused(tmp_path: Path) -> None:
             database=None,
             suppress_health_check=list(HealthCheck),
         )
-        @given(st.dictionaries(st.text(max_size=5) | st.sampled_from(list(Config.model_fields)), json_like))
+        @given(
+            st.dictionaries(
+                st.text(max_size=5) | st.sampled_from(list(Config.model_fields)), json_like
+            )
+        )
         def parse(tree: dict[str, Any]) -> None:
             group.attempt(str(tree), lambda: parse_config(tree))
 

@@ -50,7 +50,8 @@ BAD_CSV = {
 SOUND_XML = {
     "plain": "<annotation><object><name>road</name></object></annotation>",
     "spaces": "<annotation>\n<object><name> car </name></object>\n</annotation>",
-    "parts": "<annotation><object><name>car</name><part><name>x</name></part></object></annotation>",
+    "parts": "<annotation><object><name>car</name><part><name>x</name></part></object>"
+    "</annotation>",
     "escaped": "<annotation><object><name>&#114;oad</name></object></annotation>",
     "byte order mark": "\ufeff<annotation><object><name>car</name></object></annotation>",
 }

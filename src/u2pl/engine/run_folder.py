@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import sys
@@ -158,10 +159,11 @@ class MetricsLog:
         self._writer = SummaryWriter(str(folder.path / "tensorboard"), purge_step=step + 1)
 
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """Add a row; ``kind`` is ``train`` or ``val``."""
-        row = {"kind": kind, "step": step, **values}
+        """Add a row; ``kind`` is ``train`` or ``val``. A number that is not finite is null."""
+        numbers = {name: x if math.isfinite(x) else None for name, x in values.items()}
+        row = {"kind": kind, "step": step, **numbers}
         with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(row, allow_nan=False) + "\n")
         for name, value in values.items():
             self._writer.add_scalar(f"{kind}/{name}", value, step)
 
