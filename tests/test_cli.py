@@ -510,3 +510,75 @@ def test_signal_saves_and_resume_goes_on(
     goal = step + 2
     assert u2pl("train", dataset, "--out", run, "--resume", f"train.stop_after={goal}") == 0
     assert torch.load(last, weights_only=True)["step"] == goal
+
+
+# names and warnings on the terminal
+
+
+def test_names_are_no_markup_and_no_emoji_codes(
+    tmp_path: Path, u2pl: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_dataset(tmp_path / "[bold]a:car:")
+    tree = yaml.safe_load(path.read_text()) | {"classes": ["[/red]", ":car:", "tree"]}
+    path.write_text(yaml.safe_dump(tree))
+    assert u2pl("data", "check", path) == 0
+    shown = capsys.readouterr().out
+    assert "[/red]" in shown
+    assert ":car:" in shown
+    (path.parent / "unlabeled/x.png").write_text("no image")
+    assert u2pl("data", "check", path) == 1
+    assert f"error: {path.parent}/unlabeled/x.png: the file is not" in capsys.readouterr().out
+
+
+def test_warning_is_a_sentence_on_the_error_stream(
+    tmp_path: Path, u2pl: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_dataset(tmp_path / "data", num_unlabeled=0)
+    out = tmp_path / "a b"
+    assert u2pl("train", path, *RECIPE, "--out", out, *QUICK, "train.stop_after=1") == 0
+    shown = capsys.readouterr()
+    assert shown.err == f"{path} has no unlabelled images: training sees the labels alone.\n"
+    assert f"Go on with: u2pl train {path} --out '{out}' --resume" in shown.out
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_want_of_memory_is_a_sentence(
+    error: Exception,
+    u2pl: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(cli.api, "train", fail)
+    assert u2pl("train", "x") == 1
+    assert capsys.readouterr().err.startswith("Error: There is not enough memory; lower data.crop")
+
+
+def test_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(cli.api, "train", fail)
+    monkeypatch.setattr(sys, "argv", ["u2pl", "train", "x"])
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        cli.main()
+
+
+def test_run_whose_val_masks_are_all_ignore_has_no_best_teacher(
+    tmp_path: Path, u2pl: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_dataset(tmp_path / "data")
+    for mask in (path.parent / "val/masks").iterdir():
+        Image.fromarray(np.full((40, 56), 255, np.uint8)).save(mask)
+    line = ["train", path, *RECIPE, "--out", tmp_path / "run", *QUICK, "train.steps=1"]
+    assert u2pl(*line) == 0
+    assert "no val pixel is known, so none is the best" in capsys.readouterr().out

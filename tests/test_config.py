@@ -262,3 +262,46 @@ def test_faulty_setting_in_a_file_is_named(tmp_path: Path) -> None:
     path.write_text("train: {stepz: 5}")
     with pytest.raises(UserError, match=r"Unknown setting 'train.stepz'"):
         config.load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("optimizer.lr", float("inf"), "finite"),
+        ("optimizer.lr", float("nan"), "finite"),
+        ("data.scale", [0.5, float("inf")], "finite"),
+        ("weak.cam_scales", [float("inf")], "finite"),
+        ("train.steps", 2**40, "whole numbers go up to 4294967296"),
+        ("train.seed", 16**3000, "Got a number of 12001 bits"),
+        ("data.crop", [10**9, 64], "crop must be at most 65536 x 65536 pixels"),
+        ("data.batch_labeled", 10**9, "less than or equal to 65536"),
+        ("data.num_workers", 10**6, "less than or equal to 256"),
+        ("model.atrous_rates", [0, 1, 2], "greater than or equal to 1"),
+    ],
+)
+def test_numbers_that_no_run_can_work_with_are_refused(key: str, value: Any, text: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Config().with_overrides({key: value})
+    assert text in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_single_image_of_a_single_cell_is_refused_before_it_reaches_batchnorm() -> None:
+    small = {"data.crop": [16, 16], "data.batch_labeled": 2}
+    assert Config().with_overrides(small).data.crop == (16, 16)
+    with pytest.raises(UserError, match=r"^Settings: data\.crop is \(16, 16\), one cell of the"):
+        Config().with_overrides(small | {"train.accumulation": 2})
+
+
+def test_settings_file_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes("recipe: für 猫\n".encode())
+    assert config.load_config(path).recipe == "für 猫"
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "a: !!int x", "a: 1\na: 2"])
+def test_settings_file_that_would_crash_a_yaml_reader_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"config\.yaml is not a YAML file"):
+        config.load_config(path)

@@ -147,6 +147,7 @@ def resumed_config(folder: RunFolder, overrides: Mapping[str, Any]) -> Config:
             exit_code=2,
         )
     config = folder.read_config()
+    folder.refuse_links()
     return config.with_overrides({"train.stop_after": overrides.get("train.stop_after")})
 
 
@@ -202,6 +203,7 @@ def evaluate(
     """
     folder = RunFolder(Path(run))
     config = folder.read_config()
+    folder.refuse_links()
     if protocol is not None:
         config = config.with_overrides({"evaluation.protocol": protocol})
     model = load(run, weights=weights, checkpoint=checkpoint)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.progress import (
@@ -23,6 +27,7 @@ from rich.progress import (
     Progress as ProgressBar,
 )
 from rich.table import Table
+from rich.text import Text
 
 from u2pl import api
 from u2pl import demo as demo_module
@@ -34,7 +39,7 @@ from u2pl.engine import failure
 from u2pl.engine.evaluate import Evaluation
 from u2pl.engine.loop import Progress
 from u2pl.engine.predict import KINDS, predict_images
-from u2pl.errors import UserError
+from u2pl.errors import UserError, printable
 from u2pl.launch import world_of
 from u2pl.losses import contrastive_floor
 
@@ -117,8 +122,13 @@ class TrainingDisplay:
 
 
 def say(text: str) -> None:
-    """Print a sentence as it is: neither wrapped nor coloured."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    """Print a sentence as it is: neither wrapped nor coloured, and nothing in it steers."""
+    console.print(as_it_is(text), soft_wrap=True)
+
+
+def as_it_is(text: object) -> Text:
+    """What a name or a path looks like on a terminal: no markup, no emoji code, no escape."""
+    return Text(printable(str(text)))
 
 
 def describe_losses(values: dict[str, float], steps_per_second: float) -> str:
@@ -133,6 +143,19 @@ def describe_losses(values: dict[str, float], steps_per_second: float) -> str:
     if "reliable_share" in values:
         text += f", reliable {100 * values['reliable_share']:.0f} %"
     return text
+
+
+def describe_best(best: dict[str, Any]) -> str:
+    """The best teacher's score and step.
+
+    >>> describe_best({"step": 500, "miou": 61.234})
+    'best teacher 61.23 % at step 500'
+    >>> describe_best({"step": 0, "miou": -1.0})
+    'no val pixel is known, so none is the best'
+    """
+    if best["miou"] < 0:
+        return "no val pixel is known, so none is the best"
+    return f"best teacher {percent(best['miou'])} % at step {best['step']}"
 
 
 def percent(value: float | None) -> str:
@@ -289,11 +312,10 @@ def train(
     say(
         f"Step {result['step']}: val mIoU teacher {percent(result['ema']['miou'])} %, "
         f"student {percent(result['student']['miou'])} %; "
-        f"best teacher {percent(result['best']['miou'])} % at step "
-        f"{result['best']['step']}. Run folder: {out}"
+        f"{describe_best(result['best'])}. Run folder: {out}"
     )
     if not result["finished"]:
-        say(f"Go on with: u2pl train {dataset} --out {out} --resume")
+        say(f"Go on with: u2pl train {quote(str(dataset))} --out {quote(str(out))} --resume")
     if world.is_first:
         write_result(json_file, result)
 
@@ -320,13 +342,15 @@ def evaluate(
         checkpoint=checkpoint,
     )
     table = Table(
-        title=f"{split}, {result['images']} images, protocol {result['protocol']}, "
-        f"{weights} weights at step {result['step']}"
+        title=as_it_is(
+            f"{split}, {result['images']} images, protocol {result['protocol']}, "
+            f"{weights} weights at step {result['step']}"
+        )
     )
     table.add_column("class")
     table.add_column("IoU %", justify="right")
     for name, value in result["iou"].items():
-        table.add_row(name, percent(value))
+        table.add_row(as_it_is(name), percent(value))
     table.add_row("mean", percent(result["miou"]), style="bold")
     console.print(table)
     write_result(json_file, result)
@@ -422,11 +446,12 @@ def data_check(
     """Open every file: pairs, sizes, ids, corrupt images, images in two splits; 1 on errors."""
     data = load_dataset(dataset)
     report = check_dataset(data).to_json()
-    table = Table(title=str(data.path))
+    table = Table(title=as_it_is(data.path))
     for column in ("id", "class", "images", "pixels"):
         table.add_column(column, justify="left" if column == "class" else "right")
     for index, name in enumerate(data.classes):
-        table.add_row(str(index), name, str(report["images"][name]), f"{report['pixels'][name]:,}")
+        counts = str(report["images"][name]), f"{report['pixels'][name]:,}"
+        table.add_row(str(index), as_it_is(name), *counts)
     console.print(table)
     sections = ", ".join(f"{name} {count}" for name, count in report["sections"].items())
     say(f"Images: {sections}. Ignored pixels: {100 * report['ignore_share']:.1f} %.")
@@ -441,13 +466,50 @@ def data_check(
     say(f"No errors, {len(report['warnings'])} warnings.")
 
 
+class Sentences(logging.Handler):
+    """Prints warnings as sentences of their own on the error stream."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record's message."""
+        complain(record.getMessage())
+
+
+def complain(text: str) -> None:
+    """Print a line on the error stream."""
+    Console(stderr=True).print(as_it_is(text), soft_wrap=True)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is used up; torch has its own words on a CPU."""
+    words = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one sentence, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without the characters of a name
+            stream.reconfigure(errors="backslashreplace")
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters in a file is an error
+    handler = Sentences(logging.WARNING)
+    logging.getLogger("u2pl").addHandler(handler)
     try:
         app()
     except UserError as error:
-        Console(stderr=True).print(f"Error: {error}", markup=False, highlight=False, soft_wrap=True)
+        complain(f"Error: {error}")
         sys.exit(error.exit_code)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        complain(
+            "Error: There is not enough memory; lower data.crop or the batch sizes, or raise "
+            "train.accumulation (docs/how-to/memory.md says more)."
+        )
+        sys.exit(1)
+    finally:
+        logging.getLogger("u2pl").removeHandler(handler)
 
 
 if __name__ == "__main__":

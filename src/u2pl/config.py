@@ -10,15 +10,38 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from u2pl.errors import UserError, nearest_name
+from u2pl.errors import UserError, nearest_name, shown
+from u2pl.plain_files import parse_yaml, read_yaml
+
+_LARGEST = 2**32  # of whole numbers; what is far beyond a machine should not reach it
+
+
+Rate = Annotated[int, Field(ge=1)]
 
 
 class Settings(BaseModel):
     """A frozen group of settings in which an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
+
+    @field_validator("*")
+    @classmethod
+    def _is_in_reach(cls, value: Any) -> Any:
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(number, int) and number > _LARGEST for number in numbers):
+            raise ValueError(f"whole numbers go up to {_LARGEST}")
+        return value
 
 
 class ModelSettings(Settings):
@@ -29,7 +52,7 @@ class ModelSettings(Settings):
     decoder: Literal["deeplabv3plus", "fpn", "segformer", "dpt"] = "deeplabv3plus"
     output_stride: Literal[8, 16, 32] = 16
     """Of the encoder, in pixels; 8 [P] costs four times the memory of 16. FPN takes 32."""
-    atrous_rates: tuple[int, int, int] = (12, 24, 36)
+    atrous_rates: tuple[Rate, Rate, Rate] = (12, 24, 36)
     """Of DeepLabV3+'s pyramid, in cells of the encoder's last grid [P: 12, 24, 36 at stride 8]."""
     pretrained: bool = True
     """Load timm's ImageNet weights (from its hub, or from ``weights``)."""
@@ -70,14 +93,14 @@ class DataSettings(Settings):
     rare_class_min_pixels: int = Field(3000, ge=1)
     """An image is drawn for a class if its file holds so many pixels of it, and a crop is
     accepted with half as many [DAFormer's code]."""
-    batch_labeled: int = Field(8, ge=1)
-    batch_unlabeled: int = Field(8, ge=1)
+    batch_labeled: int = Field(8, ge=1, le=65_536)
+    batch_unlabeled: int = Field(8, ge=1, le=65_536)
     jitter: float = Field(0.5, ge=0)
     """Strength of brightness, contrast and saturation changes of the strong view; hue gets half."""
     jitter_probability: float = Field(0.8, ge=0, le=1)
     grayscale_probability: float = Field(0.2, ge=0, le=1)
     blur_probability: float = Field(0.5, ge=0, le=1)
-    num_workers: int | None = Field(None, ge=0)
+    num_workers: int | None = Field(None, ge=0, le=256)
     """Loader processes; None chooses from the machine."""
 
     @model_validator(mode="after")
@@ -86,6 +109,8 @@ class DataSettings(Settings):
             raise ValueError(f"scale must be 0 < low <= high, got {self.scale}")
         if min(self.crop) < 8:
             raise ValueError(f"crop must be at least 8 x 8 pixels, got {self.crop}")
+        if max(self.crop) > 65_536:
+            raise ValueError(f"crop must be at most 65536 x 65536 pixels, got {self.crop}")
         return self
 
 
@@ -205,7 +230,7 @@ class EvaluationSettings(Settings):
     """Window of ``slide`` in pixels; None takes the training crop."""
     stride_fraction: float = Field(2 / 3, gt=0, le=1)
     """Stride of the sliding window, as a fraction of the window."""
-    batch_size: int = Field(8, ge=1)
+    batch_size: int = Field(8, ge=1, le=65_536)
 
 
 class WeakSettings(Settings):
@@ -217,7 +242,7 @@ class WeakSettings(Settings):
 
     steps: int = Field(3_300, ge=1)
     """Updates of the tag classifier [R: five passes over VOC, as IRN's classifier]."""
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1, le=65_536)
     """Images in a step of the classifier [R: IRN]."""
     lr: float | None = Field(None, gt=0)
     """Of the classifier's encoder, its last layer at ``optimizer.head_lr_factor`` times that;
@@ -275,6 +300,17 @@ class Config(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     weak: WeakSettings = WeakSettings()
 
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        parts = self.data.batch_labeled // self.train.accumulation
+        if parts < 2 and max(self.data.crop) <= self.model.output_stride:
+            raise ValueError(
+                f"data.crop is {self.data.crop}, one cell of the encoder's grid, and a part of the "
+                "batch is a single image: BatchNorm needs more than one value; raise data.crop, or "
+                "data.batch_labeled beside train.accumulation"
+            )
+        return self
+
     def with_overrides(self, overrides: dict[str, Any]) -> Config:
         """Return a copy with ``{"train.steps": 500, ...}`` applied and checked.
 
@@ -329,8 +365,9 @@ def parse_config(tree: dict[str, Any]) -> Config:
         if first["type"] == "extra_forbidden":
             raise unknown_key(dotted) from None
         message = first["msg"].removeprefix("Value error, ")
-        got = "" if isinstance(first["input"], dict) else f" Got {first['input']!r}."
-        raise UserError(f"Setting '{dotted}': {message}.{got}", exit_code=2) from None
+        got = "" if isinstance(first["input"], dict) else f" Got {shown(first['input'])}."
+        where = f"Setting '{dotted}'" if dotted else "Settings"
+        raise UserError(f"{where}: {message}.{got}", exit_code=2) from None
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
@@ -353,15 +390,16 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
                 exit_code=2,
             )
         try:
-            overrides[key] = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError):  # an impossible date is a ValueError
+            overrides[key] = parse_yaml(text)
+        except ValueError:
             raise UserError(f"Setting '{key}': '{text}' is not valid YAML.", exit_code=2) from None
     return overrides
 
 
 def save_config(config: Config, path: Path) -> None:
     """Write every setting, resolved, as YAML."""
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    path.write_text(text, encoding="utf-8")
 
 
 def load_config(path: Path) -> Config:
@@ -371,10 +409,10 @@ def load_config(path: Path) -> Config:
         UserError: where the file is missing, is no YAML mapping, or has a faulty setting.
     """
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = read_yaml(path)
     except OSError as error:
         raise UserError(f"Cannot read the configuration {path}: {error.strerror}.") from None
-    except (yaml.YAMLError, ValueError):
+    except ValueError:
         raise UserError(f"{path} is not a YAML file.") from None
     if not isinstance(tree, dict):
         raise UserError(f"Expected settings in {path}, got {type(tree).__name__}.")

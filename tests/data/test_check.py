@@ -207,3 +207,14 @@ def test_quick_check_names_the_first_fault_and_counts_the_others(path: Path) -> 
     _save(path.parent / "val" / "masks" / "val_0.png", np.full((40, 56), 9))
     with pytest.raises(UserError, match=r"labeled_1\.png.*\(2 more; see `u2pl data check`\.\)"):
         quick_check(load_dataset(path))
+
+
+def test_mask_that_was_not_turned_with_its_image_is_told_so(path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(path.parent / "images/labeled_0.png") as image:
+        image.save(path.parent / "images/labeled_0.png", exif=exif)
+    with pytest.raises(UserError, match="images are turned upright as their EXIF data say, masks"):
+        quick_check(load_dataset(path))
+    (error,) = check_dataset(load_dataset(path)).errors
+    assert "turn the mask as its image is turned" in error.remedy

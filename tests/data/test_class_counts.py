@@ -148,3 +148,13 @@ def test_threads_follow_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert num_threads() == 1
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     assert num_threads() == 8
+
+
+def test_memory_with_flipped_bits_is_counted_anew(dataset: Dataset) -> None:
+    truth = class_pixels(dataset, dataset.labeled)
+    content = _cache(dataset).read_bytes()
+    for place in range(0, len(content), 7):
+        damaged = bytearray(content)
+        damaged[place] ^= 16
+        _cache(dataset).write_bytes(bytes(damaged))
+        assert np.array_equal(class_pixels(dataset, dataset.labeled), truth), place

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fuzz.test_images import encoded, huge_png, late_exif, picture
 from u2pl.data.images import (
     FileError,
     colorize,
@@ -17,6 +19,7 @@ from u2pl.data.images import (
     overlay,
     read_image,
     read_mask,
+    refuse_way_out,
     write_image,
     write_mask,
 )
@@ -187,7 +190,7 @@ def test_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError("disk full")
 
     monkeypatch.setattr(Image.Image, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match=r"Cannot write .*image\.png: disk full\."):
         write_image(tmp_path / "image.png", np.zeros((2, 2, 3), np.uint8))
     assert list(tmp_path.iterdir()) == []
 
@@ -216,3 +219,79 @@ def test_file_error_survives_pickling() -> None:
     error = pickle.loads(pickle.dumps(FileError(Path("a.png"), "it is torn", "mend it")))
     assert str(error) == "a.png: it is torn; mend it."
     assert error.remedy == "mend it"
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_stands_upright_in_every_format(
+    tmp_path: Path, suffix: str, orientation: int
+) -> None:
+    upright = np.zeros((16, 32, 3), np.uint8)
+    upright[:8, :16] = 255  # white above on the left
+    turns = {1: 0, 2: "h", 3: 2, 4: "v", 5: "t", 6: 1, 7: "s", 8: -1}
+    turn = turns[orientation]
+    if isinstance(turn, int):
+        stored = np.rot90(upright, turn)
+    else:
+        flips = {"h": upright[:, ::-1], "v": upright[::-1], "t": upright.swapaxes(0, 1)}
+        flips["s"] = upright[::-1, ::-1].swapaxes(0, 1)
+        stored = flips[turn]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"image.{suffix}"
+    options = {"quality": 100} if suffix in ("jpg", "webp") else {}
+    Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif, **options)
+    assert image_size(path) == (16, 32)
+    assert np.abs(read_image(path).astype(int) - upright).max() < 40
+
+
+def test_exif_behind_the_pixels_of_a_png_counts_in_header_and_image(tmp_path: Path) -> None:
+    content = encoded(picture(4, 10), "png")
+    (tmp_path / "late.png").write_bytes(late_exif(content, orientation=6))
+    assert image_size(tmp_path / "late.png") == (10, 4)
+    assert read_image(tmp_path / "late.png").shape == (10, 4, 3)
+
+
+def test_broken_exif_leaves_the_image_as_it_is(tmp_path: Path) -> None:
+    path = _save(tmp_path / "image.jpg", np.zeros((4, 10, 3)), exif=b"Exif\0\0none at all")
+    assert image_size(path) == (4, 10)
+    assert read_image(path).shape == (4, 10, 3)
+
+
+def test_pipes_and_devices_are_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    for name in ("pipe.png", "zero.png"):
+        for read in (read_image, image_size):
+            with pytest.raises(UserError, match=rf"{name}: this is no plain file"):
+                read(tmp_path / name)
+
+
+def test_formats_beyond_the_promised_ones_are_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "image.ppm")
+    os.rename(tmp_path / "image.ppm", tmp_path / "image.png")
+    with pytest.raises(UserError, match=r"can be read here \(JPEG, PNG, BMP, TIFF or WebP\)"):
+        read_image(tmp_path / "image.png")
+
+
+def test_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    (tmp_path / "bomb.png").write_bytes(huge_png(100_000, 100_000))
+    with pytest.raises(UserError, match=r"claims more than 178,956,970 pixels; cut it into parts"):
+        read_image(tmp_path / "bomb.png")
+
+
+def test_file_with_the_longest_name_there_can_be_is_written(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 251 + ".png")
+    write_image(path, np.zeros((2, 2, 3), np.uint8))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_way_out_of_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out/sub").mkdir(parents=True)
+    (tmp_path / "out/link").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "out/inner").symlink_to("sub", target_is_directory=True)
+    for name in ("a.png", "sub/a.png", "new/folder/a.png", "inner/a.png", "sub/../a.png"):
+        refuse_way_out(tmp_path / "out", tmp_path / "out" / name)
+    for name in ("link/a.png", "../a.png", "sub/../../a.png", "/a.png"):
+        with pytest.raises(UserError, match=r"which is not in .*out, where results go"):
+            refuse_way_out(tmp_path / "out", tmp_path / "out" / name)

@@ -484,3 +484,118 @@ def test_two_images_of_one_name_are_refused(path: Path) -> None:
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(path.parent / "images" / "labeled_0.jpg")
     with pytest.raises(UserError, match="belong to more than one file: labeled_0;"):
         load_dataset(path)
+
+
+# names, paths and links
+
+
+@pytest.mark.parametrize("images", ["unlabeled", "unlabeled/**/*.png"])
+def test_link_that_leads_back_is_told_and_not_followed_for_ever(path: Path, images: str) -> None:
+    for name in "ab":
+        (path.parent / "unlabeled" / name).symlink_to(".", target_is_directory=True)
+    with pytest.raises(UserError, match=r"again and again; take out the link that leads back"):
+        load_dataset(_edit(path, unlabeled={"images": images}))
+
+
+def test_folder_that_is_linked_twice_is_listed_twice(path: Path) -> None:
+    (path.parent / "more").mkdir()
+    for name in "ab":
+        (path.parent / "more" / name).symlink_to("../unlabeled", target_is_directory=True)
+    names = _names(load_dataset(_edit(path, unlabeled={"images": "more"})).unlabeled)
+    assert len(names) == 12
+    assert names[0] == "a/unlabeled_0"
+
+
+def test_folder_that_cannot_be_listed_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its images would be missing without a word."""
+    (path.parent / "unlabeled/closed").mkdir()
+    scandir = os.scandir
+
+    def refuse(folder: str) -> Any:
+        if str(folder).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"cannot list the folder .*closed: Permission denied"):
+        load_dataset(path)
+
+
+def test_folder_with_the_suffix_of_an_image_is_no_image(path: Path) -> None:
+    (path.parent / "unlabeled/x.png").mkdir()
+    assert len(load_dataset(path).unlabeled) == 6
+
+
+def test_glob_leads_upwards_only_before_its_first_wildcard(path: Path) -> None:
+    inner = {"images": "images/../unlabeled/*.png"}
+    assert len(load_dataset(_edit(path, unlabeled=inner)).unlabeled) == 6
+    with pytest.raises(UserError, match=r"has '\.\.' behind a wildcard; only what stands before"):
+        load_dataset(_edit(path, unlabeled={"images": "*/../unlabeled/*.png"}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"root": 5}, "expected a path for 'root', got 5; put it in quotes"),
+        ({"root": "a\0b"}, r"the path 'a\\x00b' of 'root' has control characters"),
+        ({"unlabeled": {"images": "a\nb"}}, "of 'unlabeled: images' has control characters"),
+        ({"unlabeled": {"images": ["a\x1bb"]}}, "of 'unlabeled: images' has control characters"),
+        ({"unlabeled": {"images": "unlabeled", "list": 3}}, "a path for 'unlabeled: list', got 3"),
+        ({"unlabeled": {"images": "n" * 5000}}, "of 'unlabeled: images' does not exist"),
+        ({"tags": {"file": 3}}, "expected a path for 'tags', got 3"),
+        ({"tags": "a\0b"}, "of 'tags' has control characters"),
+        ({"classes": ["a", "b\nc"]}, r"expected class names of visible characters, got 'b\\nc'"),
+        ({"classes": ["a", " "]}, "expected class names of visible characters, got ' '"),
+        ({3: 4}, "unknown key '3'"),
+        ({"labeled": {"images": "images", "masks": "masks", 3: 4}}, "unknown key '3' in 'labeled'"),
+    ],
+)
+def test_names_and_paths_that_no_file_has_are_refused(
+    path: Path, changes: dict[Any, Any], message: str
+) -> None:
+    tree = yaml.safe_load(path.read_text()) | changes
+    path.write_text(yaml.safe_dump(tree))
+    with pytest.raises(UserError, match=message):
+        load_dataset(path)
+
+
+@pytest.mark.parametrize("name", [b"\xff", b"a\nb", b"\x1b[31m"])
+def test_file_name_that_no_list_can_hold_is_told(path: Path, name: bytes) -> None:
+    with open(os.fsencode(path.parent) + b"/unlabeled/" + name + b".png", "wb"):
+        pass
+    with pytest.raises(UserError, match=r"1 file names of 'unlabeled: images' have control"):
+        load_dataset(path)
+
+
+def test_list_may_begin_with_a_byte_order_mark(path: Path) -> None:
+    (path.parent / "u.txt").write_bytes("\ufeffunlabeled_1\r\nunlabeled_0\r\n".encode())
+    _edit(path, unlabeled={"images": "unlabeled", "list": "u.txt"})
+    assert _names(load_dataset(path).unlabeled) == ["unlabeled_1", "unlabeled_0"]
+
+
+def test_list_of_impossible_paths_has_no_image(path: Path) -> None:
+    (path.parent / "u.txt").write_bytes(b"a\0b/c\n" + b"n" * 5000 + b"\n")
+    with pytest.raises(UserError, match=r"2 of 2 entries have no image"):
+        load_dataset(_edit(path, unlabeled={"images": "unlabeled", "list": "u.txt"}))
+
+
+@pytest.mark.parametrize(
+    "line", ["ignore_index: {}", "root: {}", "unlabeled: {}", "tags: {}", "ignore_color: {}"]
+)
+def test_numbers_of_any_length_are_refused_in_a_sentence(path: Path, line: str) -> None:
+    """Python itself refuses to write them."""
+    _edit(path, unlabeled=None)
+    path.write_text(path.read_text() + line.format("0x" + "f" * 9000) + "\n")
+    with pytest.raises(UserError, match="a number of 36000 bits"):
+        load_dataset(path)
+
+
+def test_key_that_stands_twice_is_refused(path: Path) -> None:
+    path.write_text(path.read_text() + "classes: [a, b]\n")
+    with pytest.raises(UserError, match=r"dataset\.yaml is not a YAML file"):
+        load_dataset(path)
+
+
+def test_path_that_is_too_long_for_a_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="File name too long"):
+        load_dataset(tmp_path / ("n" * 5000))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,19 @@ def test_class_ids_say_where_an_unknown_name_stands() -> None:
     assert class_ids(["tree", "ground"], CLASSES, path=Path("a"), context="") == {0, 2}
     with pytest.raises(UserError, match=r"^a: unknown class 'moon' for 'b'\.$"):
         class_ids(["moon"], CLASSES, path=Path("a"), context=" for 'b'")
+
+
+@pytest.mark.parametrize("second", ["x,wall", "x,tree", "x.png,wall"])
+def test_image_with_two_rows_is_refused(tmp_path: Path, second: str) -> None:
+    path = tmp_path / "tags.csv"
+    path.write_text(f"image,classes\nx,wall\ny,tree\n{second}\n")
+    with pytest.raises(UserError, match=r"'x' stands there twice; give each image one row"):
+        read_csv_tags(path, CLASSES, suffixes={".png"}, may_be_empty=False)
+
+
+def test_tags_are_not_read_from_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="are not a CSV file"):
+        read_csv_tags(tmp_path / "pipe", CLASSES, suffixes=(), may_be_empty=False)
+    with pytest.raises(UserError, match=r"Cannot read the tags .*: it is no plain file"):
+        read_voc_tags(tmp_path / "pipe", CLASSES, skip=(), may_be_empty=False)

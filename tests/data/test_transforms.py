@@ -18,6 +18,7 @@ from u2pl.data.transforms import (
     view_image,
     view_labels,
 )
+from u2pl.errors import UserError
 
 IGNORE = 255
 
@@ -237,3 +238,14 @@ def test_evaluation_image_without_resize_is_unchanged() -> None:
     same = eval_image(image, resize=None)
     assert same.dtype == torch.float32
     assert torch.equal((same * 255).round().byte(), torch.from_numpy(image).permute(2, 0, 1))
+
+
+def test_image_that_would_grow_beyond_every_file_is_refused() -> None:
+    long = np.zeros((3, 30_000, 3), np.uint8)
+    assert eval_image(long, resize=None).shape == (3, 3, 30_000)
+    assert eval_image(long, resize=8).shape == (3, 8, 80_000)
+    with pytest.raises(
+        UserError,
+        match=r"^a\.png: 30000 x 3 pixels .* would become 5120000 x 512 with data\.resize",
+    ):
+        eval_image(long, resize=512, file="a.png")

@@ -225,3 +225,18 @@ def test_full_disk_is_one_sentence_and_the_old_files_stay(
         "kept. Free space or mend the disk, then go on with --resume."
     )
     assert states_in(tmp_path) == {"last.pt": 1, "last-1.pt": 0}
+
+
+@pytest.mark.parametrize("student", [None, 3, "x", [1], torch.zeros(2)])
+def test_checkpoint_whose_network_is_none_is_told(tmp_path: Path, student: Any) -> None:
+    torch.save({"student": student}, tmp_path / "last.pt")
+    with pytest.raises(UserError, match="is not a checkpoint of u2pl"):
+        load_checkpoint(tmp_path / "last.pt")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_told(tmp_path: Path, value: float) -> None:
+    path = tmp_path / "ema.safetensors"
+    save_weights(path, {"a": torch.zeros(3), "b": torch.tensor([0.0, value])})
+    with pytest.raises(UserError, match="are damaged: 'b' holds numbers that are not finite"):
+        load_weights(path)

@@ -409,3 +409,24 @@ def test_run_goes_on_from_the_checkpoint_before_a_damaged_one(
     assert result["ema"]["confusion"] == straight["ema"]["confusion"]
     rows = [row["step"] for row in read_metrics(tmp_path / "a" / "metrics.jsonl")]
     assert rows == [1, 2, 3, 4, 4]  # each step once, and val after the last
+
+
+# damaged checkpoints
+
+
+@pytest.mark.parametrize("key", ["splits", "best", "optimizer", "queues", "step"])
+@pytest.mark.parametrize("value", [None, "x", []])
+def test_checkpoint_with_a_part_of_another_kind_is_told(
+    dataset: Dataset, tmp_path: Path, key: str, value: Any
+) -> None:
+    config, folder = tiny_config(train__steps=1), RunFolder(tmp_path / "a")
+    start(config, dataset, folder.path)
+    state = torch.load(folder.checkpoint("last"), weights_only=True)
+    torch.save(state | {key: value}, folder.checkpoint("last"))
+    with pytest.raises(UserError, match=r"does not fit its config\.yaml|would mix two data sets"):
+        fit(config, dataset, folder, resume=True)
+
+
+def test_way_to_go_on_can_be_pasted_whatever_the_folder_is_called(dataset: Dataset) -> None:
+    text = str(Interrupted(3, dataset, RunFolder(Path("a b; rm -rf"))))
+    assert text.endswith("--out 'a b; rm -rf' --resume")

@@ -301,3 +301,82 @@ def test_unknown_kind_of_picture_is_refused(model: SegmentationModel, tmp_path: 
     wrong: Any = ["mask"]
     with pytest.raises((UserError, ValueError), match="mask"):
         predict_images(model, source, tmp_path / "out", kinds=wrong)
+
+
+# what was damaged or made to harm
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("classes", "abc"),
+        ("classes", ["a"]),
+        ("classes", ["a", "b\nc", "d"]),
+        ("colors", [[0, 0, 0]]),
+        ("colors", [[0, 0, 300]] * 3),
+        ("resize", "big"),
+        ("resize", 0),
+        ("protocol", "windows"),
+        ("crop", [1]),
+        ("crop", [0, 0]),
+        ("stride_fraction", 0),
+        ("reliable_entropy", None),
+        ("step", "x"),
+        ("model", {"encoder": "none"}),
+        ("model", {"decoder": "none"}),
+        ("model", None),
+    ],
+)
+def test_description_with_an_impossible_value_is_told(
+    run: Path, tmp_path: Path, key: str, value: Any
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    tree = json.loads((copy / "model.json").read_text())
+    (copy / "model.json").write_text(json.dumps(tree | {key: value}))
+    with pytest.raises(UserError):
+        load_model(copy)
+
+
+def test_checkpoint_without_a_teacher_is_told(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    file = RunFolder(copy).checkpoint("best")
+    state = torch.load(file, weights_only=True)
+    torch.save({key: value for key, value in state.items() if key != "teacher"}, file)
+    with pytest.raises(UserError, match="is not a checkpoint of u2pl"):
+        load_model(copy, checkpoint="best")
+    assert load_model(copy, checkpoint="best", weights="student").card.step > 0
+
+
+def test_whole_numbers_are_no_weights(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    file = RunFolder(copy).weights("ema")
+    save_weights(file, {key: tensor.to(torch.int8) for key, tensor in load_weights(file).items()})
+    with pytest.raises(UserError, match="do not fit the network"):
+        load_model(copy)
+
+
+def test_answer_that_is_not_finite_is_no_mask(run: Path, tmp_path: Path) -> None:
+    model = load_model(run)
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    with pytest.raises(UserError, match="The network's answer is not finite"):
+        predict_images(model, write_images(tmp_path, "a.png"), tmp_path / "out")
+    assert pictures(tmp_path / "out") == set()
+
+
+def test_folder_with_the_suffix_of_an_image_is_passed_over(tmp_path: Path) -> None:
+    write_images(tmp_path, "x.png/a.png", "b.png")
+    assert find_images(tmp_path)[1] == [tmp_path / "b.png", tmp_path / "x.png/a.png"]
+
+
+def test_pattern_leads_upwards_only_before_its_first_wildcard(tmp_path: Path) -> None:
+    write_images(tmp_path, "in/a.png", "b.png")
+    assert find_images(tmp_path / "in/../*.png")[1] == [tmp_path / "in/../b.png"]
+    with pytest.raises(UserError, match=r"has '\.\.' behind a wildcard") as error:
+        find_images(tmp_path / "*/../*.png")
+    assert error.value.exit_code == 2
+
+
+def test_path_too_long_for_a_file_is_nowhere(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="There is no image and no folder"):
+        find_images(tmp_path / ("n" * 5000))

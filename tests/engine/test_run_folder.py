@@ -132,3 +132,36 @@ def test_resolved_settings_make_the_same_run_again(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "a")
     folder.create(config, dataset)
     assert load_config(folder.config) == config
+
+
+def test_line_torn_in_the_middle_costs_no_other_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"ste\xff\n3\n{}\n' + b"[" * 100_000 + b'\n{"step": 2}\n')
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}]
+
+
+def test_number_that_is_not_finite_is_null_in_the_metrics(tmp_path: Path) -> None:
+    log = MetricsLog(RunFolder(tmp_path), step=0)
+    log.write("val", 1, {"miou_ema": float("nan"), "threshold": float("inf"), "loss": 0.5})
+    log.close()
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "kind": "val",
+        "step": 1,
+        "miou_ema": None,
+        "threshold": None,
+        "loss": 0.5,
+    }
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints", "splits/val.txt"])
+def test_link_out_of_the_run_folder_is_told(tmp_path: Path, name: str) -> None:
+    folder = RunFolder(tmp_path / "run")
+    place = folder.path / name
+    place.parent.mkdir(parents=True)
+    folder.refuse_links()
+    (folder.path / "inner").symlink_to(".")
+    folder.refuse_links()
+    place.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"is a link to .*elsewhere, out of the run folder"):
+        folder.refuse_links()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -93,3 +94,22 @@ def test_state_dict_restores_everything_a_step_changes() -> None:
     expected = [s["exp_avg"] for s in state.optimizer.state_dict()["state"].values()]
     assert len(moments) > 20
     assert all(torch.equal(a, b) for a, b in zip(moments, expected, strict=True))
+
+
+def test_moments_of_another_shape_are_refused() -> None:
+    config = tiny_config()
+    fabric, state = tiny_state(config)
+    training_step(fabric, state, tiny_batch(), config)
+    saved = state.state_dict()
+    first = saved["optimizer"]["state"][0]
+    first["exp_avg"] = torch.zeros(3)
+    _, other = tiny_state(config)
+    with pytest.raises(ValueError, match=r"shape \(3,\)"):
+        other.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("step", [-1, "x"])
+def test_step_that_no_run_can_be_at_is_refused(step: Any) -> None:
+    _, state = tiny_state(tiny_config())
+    with pytest.raises(ValueError, match=r"step -1|invalid literal"):
+        state.load_state_dict(state.state_dict() | {"step": step})

@@ -172,3 +172,24 @@ def test_normalisation_is_that_of_the_encoders_training() -> None:
 
 def test_patch_size_is_read_from_the_encoder() -> None:
     assert patch_size(build("test_vit", vit=True)) == 16
+
+
+def test_unknown_weights_of_a_known_model_are_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"timm's 'resnet50' has no weights 'a1_in2k'\. Did you"):
+        build("resnet50.a1_in2k", weights=tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize("value", ["x", None, 3])
+def test_entry_that_is_no_tensor_is_a_missing_one(tmp_path: Path, value: Any) -> None:
+    path = tmp_path / "encoder.pth"
+    torch.save(timm_state() | {"conv_stem.weight": value}, path)
+    assert "tensors are missing, 'conv_stem.weight' for one" in error_of(path)
+
+
+def test_numbers_that_are_not_finite_are_no_weights(tmp_path: Path) -> None:
+    state, path = timm_state(), tmp_path / "encoder.safetensors"
+    state["conv_stem.weight"] = torch.full_like(state["conv_stem.weight"], torch.nan)
+    save_file(state, path)
+    assert error_of(path) == (
+        f"model.weights: {path} is damaged: 'conv_stem.weight' holds numbers that are not finite."
+    )

@@ -296,3 +296,21 @@ def test_classes_that_tags_cannot_teach_are_named() -> None:
         "give images of it.",
     ]
     assert not tag_warnings(samples, classes[:4], background_class=0)[1:]
+
+
+@pytest.mark.parametrize("key", ["optimizer", "step", "losses"])
+@pytest.mark.parametrize("value", [None, 3.5, "x"])
+def test_classifier_checkpoint_with_a_part_of_another_kind_is_told(
+    dataset: Dataset, tmp_path: Path, key: str, value: Any
+) -> None:
+    with pytest.raises(Interrupted):
+        train(quick(), dataset, tmp_path, asked_to_stop=lambda: True)
+    file = RunFolder(tmp_path).checkpoint(classifier.NAME)
+    state = torch.load(file, weights_only=True)
+    torch.save({name: part for name, part in state.items() if name != key}, file)
+    with pytest.raises(UserError, match=r"does not fit its config\.yaml"):
+        train(quick(), dataset, tmp_path)
+    if (key, value) not in (("step", 3.5), ("losses", "x")):
+        torch.save(state | {key: value}, file)
+        with pytest.raises(UserError, match=r"does not fit its config\.yaml"):
+            train(quick(), dataset, tmp_path)

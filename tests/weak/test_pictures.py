@@ -31,3 +31,9 @@ def test_seeds_show_in_their_class_colour() -> None:
     sheet = contact_sheet([example(40, 40)], DATASET)
     seeds = sheet[100, sheet.shape[1] * 3 // 4]
     assert seeds[0] > 200 > 60 > seeds[1]
+
+
+def test_very_wide_image_has_a_tile_of_bounded_width() -> None:
+    sheet = contact_sheet([example(2, 30_000, "sky")], DATASET)
+    assert sheet.shape[1] < 2000
+    assert (sheet[30:] == 255).all()

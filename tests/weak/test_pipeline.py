@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -316,6 +317,39 @@ def test_folder_without_finished_seeds_is_refused(tagged: Path, tmp_path: Path) 
     with pytest.raises(UserError, match=r"holds no finished seeds; name the folder of a run"):
         make_seeds(config, load(tagged), RunFolder(tmp_path / "a"))
     assert not (tmp_path / "a").exists()
+
+
+def test_seeds_without_their_tags_are_not_finished(
+    tagged: Path, made: tuple[Path, Dataset], tmp_path: Path
+) -> None:
+    source = shutil.copytree(made[0], tmp_path / "source")
+    (source / "splits/tags.csv").unlink()
+    config = weak_config(weak__seeds_from=str(source))
+    with pytest.raises(UserError, match="holds no finished seeds"):
+        make_seeds(config, load(tagged), RunFolder(tmp_path / "a"))
+
+
+def test_only_the_seeds_of_tagged_images_are_copied(
+    tagged: Path, made: tuple[Path, Dataset], tmp_path: Path
+) -> None:
+    """Whatever else lies in the other run's folder, and wherever its links lead."""
+    source = shutil.copytree(made[0], tmp_path / "source")
+    (source / "seeds/again").symlink_to(".", target_is_directory=True)
+    (source / "seeds/other.png").write_text("x")
+    config = weak_config(weak__seeds_from=str(source))
+    make_seeds(config, load(tagged), RunFolder(tmp_path / "a"))
+    assert seeds_in(tmp_path / "a") == seeds_in(made[0])
+
+
+def test_missing_seed_of_another_run_is_named(
+    tagged: Path, made: tuple[Path, Dataset], tmp_path: Path
+) -> None:
+    source = shutil.copytree(made[0], tmp_path / "source")
+    (source / "seeds/unlabeled_1.png").unlink()
+    (source / "seeds/unlabeled_1.png").symlink_to("/dev/zero")
+    config = weak_config(weak__seeds_from=str(source))
+    with pytest.raises(UserError, match=r"there is no file .*unlabeled_1\.png; make the seeds"):
+        make_seeds(config, load(tagged), RunFolder(tmp_path / "a"))
 
 
 # errors

@@ -141,11 +141,17 @@ def quick_check(dataset: Dataset, *, workers: int | None = None) -> None:
 
 def size_error(image: Path, image_hw: tuple[int, int], mask_hw: tuple[int, int]) -> FileError:
     """Return the error for a mask that has not the size of its image; sizes are (height, width)."""
+    remedy = "export the mask again at the size of the image"
+    if image_hw == mask_hw[::-1]:
+        remedy = (
+            "images are turned upright as their EXIF data say, masks are not; turn the mask as its "
+            "image is turned"
+        )
     return FileError(
         image,
         f"the image is {image_hw[1]} x {image_hw[0]} pixels (width x height), "
         f"its mask {mask_hw[1]} x {mask_hw[0]}",
-        "export the mask again at the size of the image",
+        remedy,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,11 +20,23 @@ import numpy as np
 import numpy.typing as npt
 
 from u2pl.data.images import write_whole
+from u2pl.errors import UserError
 
 if TYPE_CHECKING:  # sources.py reads tags off masks by these counts
     from u2pl.data.sources import Dataset, Sample
 
 _VERSION = 1  # of the file and of what is counted
+_TORN = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    NotImplementedError,  # a compression that zipfile does not know
+    RuntimeError,  # its word for a password
+    MemoryError,  # a shape that no memory holds
+)
 
 
 def num_threads(workers: int | None = None) -> int:
@@ -69,7 +82,7 @@ def class_pixels(
             )
             pixels = np.array([row[:-1] for row in rows], np.int64)
         pixels = pixels.reshape(len(samples), dataset.num_classes)  # also of no sample
-        with suppress(OSError):  # a folder that may not be written to costs time alone
+        with suppress(UserError):  # a folder that may not be written to costs time alone
             _write_cache(cache, key, pixels)
     return pixels
 
@@ -100,7 +113,7 @@ def _read_cache(path: Path, key: str, shape: tuple[int, int]) -> npt.NDArray[np.
         # Opened here, because numpy leaves a torn file open.
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             saved, pixels = str(file["key"]), file["pixels"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except _TORN:
         return None
     fits = saved == key and pixels.shape == shape and pixels.dtype == np.int64
     return pixels if fits else None

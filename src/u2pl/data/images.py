@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import os
 import struct
@@ -14,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from u2pl.errors import UserError
 
@@ -31,6 +32,18 @@ _UNREADABLE = (
     Image.DecompressionBombError,
 )
 _REPLACE = "replace the file or take it out of the data set"
+# What Pillow may be asked to decode, whatever a file is called. It knows dozens of formats more,
+# and hands some of them (PostScript) to other programs.
+_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # of an EXIF orientation, to stand upright
 
 
 class FileError(UserError):
@@ -49,15 +62,37 @@ class FileError(UserError):
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
+    if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for ever
+        raise FileError(path, "this is no plain file", _REPLACE)
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
             yield image
     except FileNotFoundError:
         raise FileError(path, "the file does not exist", _REPLACE) from None
     except UnidentifiedImageError:
-        raise FileError(path, "the file is not an image that Pillow can read", _REPLACE) from None
+        raise FileError(
+            path,
+            "the file is not an image that can be read here (JPEG, PNG, BMP, TIFF or WebP)",
+            _REPLACE,
+        ) from None
+    except Image.DecompressionBombError:
+        raise FileError(
+            path,
+            f"the image claims more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels",
+            "cut it into parts, or take it out of the data set",
+        ) from None
     except _UNREADABLE as error:
         raise FileError(path, f"the file cannot be decoded ({error})", _REPLACE) from None
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; 1, upright, where the data are absent or broken."""
+    try:
+        # Not a PNG's own method: it decodes the pixels in search of data behind them.
+        value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    except _UNREADABLE:
+        return 1
+    return value if value in _TURNS else 1
 
 
 def _to_uint8(image: Image.Image) -> npt.NDArray[np.uint8]:
@@ -78,7 +113,9 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
         image.load()
         if image.mode == "F":
             raise FileError(path, "its pixels are floating-point numbers", "save it with 8 bits")
-        upright = ImageOps.exif_transpose(image)
+        # A TIFF is upright by now and says so: loading it has turned it.
+        turn = _TURNS.get(_orientation(image))
+        upright = image if turn is None else image.transpose(turn)
         if upright.mode.startswith("I"):
             upright = Image.fromarray(_to_uint8(upright))
         elif upright.mode in ("P", "PA", "LA"):
@@ -89,15 +126,34 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
 def image_size(path: Path) -> tuple[int, int]:
     """Return (height, width) of an upright image from the file's header, without decoding it.
 
+    Only a PNG whose EXIF data may stand behind its pixels is decoded.
+
     Raises:
         UserError: where the file is missing or no image.
     """
     with _opened(path) as image:
         width, height = image.size
-        # Pillow decodes a whole PNG in search of EXIF data, unless the header has shown them.
-        has_exif = image.format != "PNG" or "exif" in image.info
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if has_exif else 1
-    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+        if image.format == "TIFF":  # Pillows differ in whether the size is that before the turn
+            tags = image.tag_v2  # type: ignore[attr-defined]
+            width, height = tags[256], tags[257]
+        if image.format == "PNG" and "exif" not in image.info and _has_late_text(path):
+            image.load()
+        lies_on_its_side = _orientation(image) in (5, 6, 7, 8)
+    return (width, height) if lies_on_its_side else (height, width)
+
+
+def _has_late_text(path: Path) -> bool:
+    """Return whether a PNG has chunks behind its pixels that may say how it is turned."""
+    seen_pixels = False
+    with path.open("rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            seen_pixels |= kind == b"IDAT"
+            if seen_pixels and kind in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"):
+                return True
+            file.seek(length + 4, os.SEEK_CUR)
+    return False
 
 
 def read_mask(
@@ -255,25 +311,49 @@ def write_image(path: Path, image: npt.NDArray[np.uint8]) -> None:
 
 
 def _save_png(path: Path, image: Image.Image) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda temporary: image.save(temporary, format="PNG"))
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Call ``write`` with a temporary path and move what it wrote to ``path`` in one go.
 
-    Readers see the old file or the new one; of several writers the last one wins.
+    Readers see the old file or the new one; of several writers the last one wins. Missing folders
+    are made. A link at ``path`` is replaced, not followed.
 
     Raises:
-        OSError: where the file cannot be written.
+        UserError: where the file cannot be written.
     """
-    # The name is unique to this writer, so two that write the same file do not mix.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    # The name is unique to this writer, so two that write the same file do not mix, and short,
+    # since that of the file may be as long as a name can be.
+    digest = hashlib.blake2b(os.fsencode(path.name), digest_size=6).hexdigest()
+    temporary = path.with_name(f".{digest}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error.strerror or error}.") from None
+
+
+def refuse_way_out(folder: Path, path: Path) -> None:
+    """Refuse to write a result whose name, or a link on the way to it, leads out of its folder.
+
+    Args:
+        folder: where all results go.
+        path: of one of them; it need not exist.
+
+    Raises:
+        UserError: where ``path`` does not lie below ``folder``.
+    """
+    place = Path(os.path.realpath(path.parent))
+    if not place.is_relative_to(os.path.realpath(folder)):
+        raise UserError(
+            f"{path} lies in {place}, which is not in {folder}, where results go; take out the "
+            "link or the '..' that leads there."
+        )
 
 
 def _palette(colors: Sequence[Color]) -> npt.NDArray[np.uint8]:

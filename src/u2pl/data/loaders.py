@@ -458,9 +458,9 @@ class _EvaluationItems(torch_data.Dataset[dict[str, Any]]):
             else:
                 pixels, labels = _read_pair(sample, self._dataset)
                 mask = torch.from_numpy(labels)
+            image = eval_image(pixels, resize=self._resize, file=sample.image)
         except UserError as error:
             return {_ERROR: str(error)}
-        image = eval_image(pixels, resize=self._resize)
         return {"index": index, "image": image, "mask": mask, "size": pixels.shape[:2]}
 
 

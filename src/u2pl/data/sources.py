@@ -34,12 +34,12 @@ from typing import Any, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
 from u2pl.data.class_counts import class_pixels
 from u2pl.data.images import Color, MaskFormat, read_mask
 from u2pl.data.tags import class_ids, read_csv_tags, read_voc_tags
-from u2pl.errors import UserError, nearest_name
+from u2pl.errors import UserError, is_clean, nearest_name, shown
+from u2pl.plain_files import read_text, read_yaml
 
 SECTIONS = ("labeled", "unlabeled", "val", "test")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
@@ -55,6 +55,7 @@ _KEYS = (
 )
 _TAG_KINDS = ("file", "voc_xml", "masks")
 _MAX_ID = 65535  # of a 16-bit PNG
+_MAX_VISITS = 32  # of one folder on a walk that follows links
 
 T = TypeVar("T")
 
@@ -162,12 +163,10 @@ def load_dataset(path: Path | str, *, require: Sequence[str] = ("labeled", "val"
             or an image stands in a training section and also in val or test.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         path = path / "dataset.yaml"
     tree = _read_yaml(path)
-    for key in tree:
-        if key not in _KEYS:
-            raise UserError(f"{path}: unknown key '{key}'.{nearest_name(str(key), _KEYS)}")
+    _refuse_unknown_keys(path, tree, _KEYS)
     classes, given_colors = _parse_classes(path, tree.get("classes"))
     ignore_index = _parse_ignore_index(path, tree.get("ignore_index", 255), len(classes))
     ignore_color = tree.get("ignore_color")
@@ -235,14 +234,14 @@ def write_lists(dataset: Dataset, folder: Path) -> None:
 
 def _read_yaml(path: Path) -> dict[Any, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = read_yaml(path)
     except FileNotFoundError:
         raise UserError(
             f"{path} does not exist; write one as docs/getting-started.md shows."
         ) from None
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except ValueError:
         raise UserError(f"{path} is not a YAML file.") from None
     if not isinstance(tree, dict):
         raise UserError(
@@ -251,23 +250,32 @@ def _read_yaml(path: Path) -> dict[Any, Any]:
     return tree
 
 
+def _refuse_unknown_keys(
+    path: Path, tree: dict[Any, Any], known: Sequence[str], where: str = ""
+) -> None:
+    for key in tree:
+        if key not in known:
+            name = key if isinstance(key, str) else shown(key)
+            raise UserError(f"{path}: unknown key '{name}'{where}.{nearest_name(name, known)}")
+
+
 def _parse_classes(path: Path, items: Any) -> tuple[tuple[str, ...], tuple[Color, ...]]:
     """Return the names and, where given, the colours."""
     if not isinstance(items, list) or not items:
-        raise UserError(f"{path}: expected 'classes' to be a list of names, got {items!r}.")
+        raise UserError(f"{path}: expected 'classes' to be a list of names, got {shown(items)}.")
     names: list[str] = []
     colors: list[Color] = []
     for item in items:
         name = item
         if isinstance(item, dict):
             if "name" not in item or not set(item) <= {"name", "color"}:
-                raise UserError(f"{path}: expected a class as {{name, color}}, got {item}.")
+                raise UserError(f"{path}: expected a class as {{name, color}}, got {shown(item)}.")
             name = item["name"]
             if "color" in item:
                 colors.append(_parse_color(path, item["color"]))
         if isinstance(name, bool) or not isinstance(name, str | int):
-            raise UserError(f"{path}: expected a class name, got {name!r}; put it in quotes.")
-        names.append(str(name))
+            raise UserError(f"{path}: expected a class name, got {shown(name)}; put it in quotes.")
+        names.append(_checked_name(path, name))
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise UserError(f"{path}: the class '{twice[0]}' stands there twice; names must differ.")
@@ -278,6 +286,17 @@ def _parse_classes(path: Path, items: Any) -> tuple[tuple[str, ...], tuple[Color
     return tuple(names), tuple(colors)
 
 
+def _checked_name(path: Path, name: str | int) -> str:
+    """Return a class name that can stand in a table, a file and a line of text."""
+    if isinstance(name, int):
+        name = shown(name)
+    if not name.strip() or not is_clean(name):
+        raise UserError(
+            f"{path}: expected class names of visible characters, got {shown(name)}; rename it."
+        )
+    return name
+
+
 def _parse_color(path: Path, value: Any) -> Color:
     if (
         isinstance(value, list)
@@ -285,14 +304,16 @@ def _parse_color(path: Path, value: Any) -> Color:
         and all(type(v) is int and 0 <= v <= 255 for v in value)
     ):
         return (value[0], value[1], value[2])
-    raise UserError(f"{path}: expected a color as [red, green, blue] of 0 to 255, got {value!r}.")
+    raise UserError(
+        f"{path}: expected a color as [red, green, blue] of 0 to 255, got {shown(value)}."
+    )
 
 
 def _parse_ignore_index(path: Path, value: Any, num_classes: int) -> int:
     if type(value) is not int or not num_classes <= value <= _MAX_ID:
         raise UserError(
             f"{path}: expected ignore_index between {num_classes} (the number of classes) and "
-            f"{_MAX_ID}, got {value!r}; it must not be the id of a class."
+            f"{_MAX_ID}, got {shown(value)}; it must not be the id of a class."
         )
     return value
 
@@ -324,7 +345,7 @@ class _Encodings:
         if value not in formats:
             raise UserError(
                 f"{self.yaml_path}: expected mask_format{where} to be one of "
-                f"{', '.join(formats)}, got {value!r}."
+                f"{', '.join(formats)}, got {shown(value)}."
             )
         if value == "binary" and len(self.classes) != 2:
             raise UserError(
@@ -345,29 +366,45 @@ class _Encodings:
     def _parse_id_map(self, section: str, value: Any) -> tuple[tuple[int, int], ...]:
         where = f"{self.yaml_path}: the id_map of '{section}'"
         if not isinstance(value, dict) or not value:
-            raise UserError(f"{where} must name classes as {{id: class}}, got {value!r}.")
+            raise UserError(f"{where} must name classes as {{id: class}}, got {shown(value)}.")
         pairs = []
         for file_id, target in value.items():
             if type(file_id) is not int or not 0 <= file_id <= _MAX_ID:
-                raise UserError(f"{where} must have ids from 0 to {_MAX_ID}, got {file_id!r}.")
+                raise UserError(f"{where} must have ids from 0 to {_MAX_ID}, got {shown(file_id)}.")
             if type(target) is int and 0 <= target < len(self.classes):
                 pairs.append((file_id, target))
             elif target in self.classes:
                 pairs.append((file_id, self.classes.index(target)))
             else:
                 raise UserError(
-                    f"{where} gives {file_id} to the unknown class {target!r}; name one of "
+                    f"{where} gives {file_id} to the unknown class {shown(target)}; name one of "
                     f"'classes' or its id, 0 to {len(self.classes) - 1}."
-                    f"{nearest_name(str(target), self.classes)}"
+                    f"{nearest_name(shown(target), self.classes)}"
                 )
         return tuple(sorted(pairs))
 
 
+def _checked_path(yaml_path: Path, where: str, value: Any) -> str:
+    """Return a path that an operating system can be asked for; it need not exist."""
+    if not isinstance(value, str):
+        raise UserError(
+            f"{yaml_path}: expected a path for {where}, got {shown(value)}; put it in quotes."
+        )
+    if not is_clean(value):
+        raise UserError(
+            f"{yaml_path}: the path {shown(value)} of {where} has control characters, or is no "
+            "UTF-8; rename it."
+        )
+    return value
+
+
 def _parse_root(path: Path, value: Any) -> Path:
     # Resolved once here, so that files can be compared as text later on.
-    root = Path(os.path.realpath(path.parent / str(value or ".")))
-    if not root.is_dir():
+    root = Path(os.path.realpath(path.parent / _checked_path(path, "'root'", value or ".")))
+    if not os.path.isdir(root):
         raise UserError(f"{path}: the root folder {root} does not exist.")
+    for place in (str(path), str(root)):  # they are shown, and written to run folders
+        _checked_path(path, "this data set", place)
     return root
 
 
@@ -391,11 +428,14 @@ class _Finder:
 
     def find(self, spec: Any, *, where: str, suffixes: Iterable[str]) -> list[_Entry]:
         """Return the files that ``spec`` names, in the order of their names (or of a list)."""
+        for item in spec if isinstance(spec, list) else [spec]:
+            if isinstance(item, str):
+                _checked_path(self.yaml_path, where, item)
         if self.is_folder(spec):
             base = os.path.realpath(self.root / spec)
             relative, head, tail = self._list_folder(base), "", ""
         elif isinstance(spec, str) and re.search(r"[*?\[]", spec):
-            base, relative, head, tail = self._match(spec)
+            base, relative, head, tail = self._match(spec, where)
         elif isinstance(spec, list) and spec and all(isinstance(item, str) for item in spec):
             base, relative = self._list_given(spec, where)
             head, tail = "", ""
@@ -406,7 +446,7 @@ class _Finder:
         else:
             raise UserError(
                 f"{self.yaml_path}: expected a folder, a glob or a list of files for {where}, "
-                f"got {spec!r}."
+                f"got {shown(spec)}."
             )
         wanted = frozenset(suffixes)
         entries = []
@@ -417,6 +457,12 @@ class _Finder:
                 stem = stem.removeprefix(head).removesuffix(tail)
                 key = f"{folder}/{stem}" if folder else stem
                 entries.append(_Entry(name, key, Path(base, item)))
+        odd = [entry.name for entry in entries if not is_clean(entry.name)]
+        if odd:
+            raise UserError(
+                f"{self.yaml_path}: {len(odd)} file names of {where} have control characters, or "
+                f"are no UTF-8: {_first_three(odd)}; rename the files."
+            )
         return entries
 
     def find_masks(self, spec: Any, *, where: str) -> list[_Entry]:
@@ -426,7 +472,7 @@ class _Finder:
 
     def is_folder(self, spec: Any) -> bool:
         """Return whether ``spec`` names a folder."""
-        return isinstance(spec, str) and (self.root / spec).is_dir()
+        return isinstance(spec, str) and os.path.isdir(self.root / spec)
 
     def resolve(self, item: str) -> str:
         """Return the path of a file with its folder's links followed, so that equal is equal."""
@@ -438,8 +484,18 @@ class _Finder:
     def _list_folder(self, folder: str) -> list[str]:
         """Return the relative paths of all files below ``folder``, sorted; hidden ones left out."""
         if folder not in self._listed:
-            found = []
-            for parent, folders, files in os.walk(folder, followlinks=True):
+            found, visits = [], Counter[tuple[int, int]]()
+            for parent, folders, files in os.walk(
+                folder, followlinks=True, onerror=self._refuse_unreadable
+            ):
+                state = os.stat(parent)
+                visits[state.st_dev, state.st_ino] += 1
+                if visits[state.st_dev, state.st_ino] > _MAX_VISITS:
+                    raise UserError(
+                        f"{self.yaml_path}: links below {folder} lead to "
+                        f"{os.path.realpath(parent)} again and again; take out the link that "
+                        "leads back."
+                    )
                 folders[:] = [name for name in folders if not name.startswith(".")]
                 inside = PurePosixPath(Path(parent).relative_to(folder).as_posix())
                 prefix = "" if str(inside) == "." else f"{inside}/"
@@ -447,14 +503,26 @@ class _Finder:
             self._listed[folder] = sorted(found)
         return self._listed[folder]
 
-    def _match(self, pattern: str) -> tuple[str, list[str], str, str]:
+    def _refuse_unreadable(self, error: OSError) -> None:
+        raise UserError(
+            f"{self.yaml_path}: cannot list the folder {error.filename}: {error.strerror}."
+        )
+
+    def _match(self, pattern: str, where: str) -> tuple[str, list[str], str, str]:
         """Return the glob's fixed folder, the files below it, and the last part's fixed ends."""
         parts = PurePosixPath(Path(pattern).as_posix()).parts
         fixed = 0
         while fixed < len(parts) - 1 and not re.search(r"[*?\[]", parts[fixed]):
             fixed += 1
+        if ".." in parts[fixed:]:  # names would lead out of the folders that results go to
+            raise UserError(
+                f"{self.yaml_path}: the glob '{pattern}' of {where} has '..' behind a wildcard; "
+                "only what stands before the first wildcard may lead upwards."
+            )
         base = os.path.realpath(self.root.joinpath(*parts[:fixed]))
-        rest = "/".join(parts[fixed:])
+        rest = re.sub(r"(\*\*/)+", "**/", "/".join(parts[fixed:]))
+        if "**" in rest and os.path.isdir(base):
+            self._list_folder(base)  # refuses links that lead back, which glob would follow
         found = glob.glob(rest, root_dir=base, recursive=True)
         stem = os.path.splitext(parts[-1])[0]
         head, tail = re.split(r"[*?\[]", stem)[0], re.split(r"[*?\]]", stem)[-1]
@@ -481,13 +549,9 @@ def _find_section(
         return []
     yaml_path = finder.yaml_path
     if not isinstance(spec, dict) or "images" not in spec:
-        raise UserError(f"{yaml_path}: expected '{section}' to have 'images', got {spec!r}.")
+        raise UserError(f"{yaml_path}: expected '{section}' to have 'images', got {shown(spec)}.")
     keys = ("images", "masks", "list", "mask_format", "id_map")
-    for key in spec:
-        if key not in keys:
-            raise UserError(
-                f"{yaml_path}: unknown key '{key}' in '{section}'.{nearest_name(str(key), keys)}"
-            )
+    _refuse_unknown_keys(yaml_path, spec, keys, f" in '{section}'")
     where = f"'{section}: images'"
     images = finder.find(spec["images"], where=where, suffixes=IMAGE_SUFFIXES)
     twice = [name for name, count in Counter(e.name for e in images).items() if count > 1]
@@ -497,7 +561,8 @@ def _find_section(
             f"{_first_three(twice)}; rename the files, or give a glob such as 'images/*.jpg'."
         )
     if spec.get("list") is not None:
-        images = _select(finder, section, images, finder.root / str(spec["list"]))
+        path = finder.root / _checked_path(yaml_path, f"'{section}: list'", spec["list"])
+        images = _select(finder, section, images, path)
     if section == "unlabeled":
         for key in ("mask_format", "id_map"):
             if key in spec:
@@ -514,12 +579,12 @@ def _find_section(
 def _select(finder: _Finder, section: str, images: list[_Entry], path: Path) -> list[_Entry]:
     """Return the images that a list file names, in its order."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except FileNotFoundError:
         raise UserError(
             f"{finder.yaml_path}: the list {path} of '{section}' does not exist."
         ) from None
-    except (OSError, UnicodeDecodeError):
+    except (OSError, ValueError):
         raise UserError(f"{finder.yaml_path}: the list {path} is not a text file.") from None
     wanted = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
     by_name = {entry.key: entry for entry in images} | {entry.name: entry for entry in images}
@@ -531,7 +596,8 @@ def _select(finder: _Finder, section: str, images: list[_Entry], path: Path) -> 
         plain, suffix = os.path.splitext(item)
         name = plain if suffix.lower() in IMAGE_SUFFIXES else item
         entry = by_name.get(item) or by_name.get(name) or by_stem.get(name)
-        entry = entry or by_path.get(Path(finder.resolve(item)))
+        if entry is None and is_clean(item):
+            entry = by_path.get(Path(finder.resolve(item)))
         if entry is None:
             missing.append(item)
         elif entry.name in chosen:
@@ -608,19 +674,18 @@ def _with_tags(
     if len(kinds) != 1:
         raise UserError(
             f"{path}: expected tags to be a CSV file, or to have one of "
-            f"{', '.join(_TAG_KINDS)}, got {spec!r}."
+            f"{', '.join(_TAG_KINDS)}, got {shown(spec)}."
         )
     kind, keys = kinds[0], (*_TAG_KINDS, "always", "skip")
-    for key in spec:
-        if key not in keys or (key == "skip" and kind != "voc_xml"):
-            what = "only voc_xml takes" if key in keys else "unknown key"
-            raise UserError(f"{path}: {what} '{key}' in 'tags'.{nearest_name(str(key), keys)}")
+    _refuse_unknown_keys(path, spec, keys, " in 'tags'")
+    if "skip" in spec and kind != "voc_xml":
+        raise UserError(f"{path}: only voc_xml takes 'skip' in 'tags'.")
     always = class_ids(
         _parse_names(path, spec, "always"), classes, path=path, context=" in 'tags: always'"
     )
     if kind == "file":
         rows = read_csv_tags(
-            finder.root / str(spec["file"]),
+            finder.root / _checked_path(path, "'tags'", spec["file"]),
             classes,
             suffixes=IMAGE_SUFFIXES,
             may_be_empty=bool(always),
@@ -654,8 +719,10 @@ def _parse_names(path: Path, spec: dict[Any, Any], key: str) -> list[str]:
     """Return a list of names under ``key``; none where it is not there."""
     names = spec.get(key, [])
     if not isinstance(names, list):
-        raise UserError(f"{path}: expected 'tags: {key}' to be a list of names, got {names!r}.")
-    return [str(name) for name in names]
+        raise UserError(
+            f"{path}: expected 'tags: {key}' to be a list of names, got {shown(names)}."
+        )
+    return [name if isinstance(name, str) else shown(name) for name in names]
 
 
 def _find_tag_files(

@@ -6,13 +6,15 @@ Tags are sets of class ids under an image's name.
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 from xml.etree import ElementTree
 
-from u2pl.errors import UserError, nearest_name
+from u2pl.errors import UserError, nearest_name, shown
+from u2pl.plain_files import read_bytes, read_text
 
 
 def read_csv_tags(
@@ -27,19 +29,18 @@ def read_csv_tags(
         may_be_empty: allow rows that name no class.
 
     Raises:
-        UserError: where the file is missing or no such CSV file, a row names no class although it
-            should, or one that does not exist.
+        UserError: where the file is missing or no such CSV file, an image has two rows, a row
+            names no class although it should, or one that does not exist.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row]
+        rows = [row for row in csv.reader(io.StringIO(read_text(path), newline="")) if row]
     except FileNotFoundError:
         raise UserError(f"The tags {path} do not exist.") from None
-    except (OSError, UnicodeDecodeError, csv.Error):
+    except (OSError, ValueError, csv.Error):
         raise UserError(f"The tags {path} are not a CSV file.") from None
     if not rows or [cell.strip() for cell in rows[0]] != ["image", "classes"]:
         raise UserError(f"{path}: expected the header 'image,classes'.")
-    tags = {}
+    tags: dict[str, frozenset[int]] = {}
     for row in rows[1:]:
         image, suffix = os.path.splitext(row[0].strip())
         image = image if suffix.lower() in suffixes else row[0].strip()
@@ -47,9 +48,11 @@ def read_csv_tags(
         names = [name for name in names if name]
         if len(row) > 2 or not (names or may_be_empty):
             raise UserError(
-                f"{path}: expected 'image,class;class' for '{image}', got {row}; "
+                f"{path}: expected 'image,class;class' for '{image}', got {shown(row)}; "
                 "leave out images whose classes are not known."
             )
+        if image in tags:
+            raise UserError(f"{path}: '{image}' stands there twice; give each image one row.")
         tags[image] = class_ids(names, classes, path=path, context=f" for '{image}'")
     return tags
 
@@ -71,7 +74,7 @@ def read_voc_tags(
     """
     parser = ElementTree.XMLParser(target=_WithoutDoctype())
     try:
-        root = ElementTree.fromstring(path.read_bytes(), parser)
+        root = ElementTree.fromstring(read_bytes(path), parser)
     except OSError as error:
         raise UserError(f"Cannot read the tags {path}: {error.strerror}.") from None
     except _DoctypeError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as vision
 
+from u2pl.errors import UserError
+
+_MOST_PIXELS = 178_956_970  # Pillow's limit for files
 _MAX_BLUR_SIGMA = 2.0
 _MIN_BLUR_SIGMA = 0.1
 
@@ -213,11 +217,22 @@ def _blur(image: Tensor, sigma: float) -> Tensor:
     return image.clamp_(0, 1)
 
 
-def eval_image(image: npt.NDArray[np.uint8], *, resize: int | None) -> Tensor:
+def eval_image(
+    image: npt.NDArray[np.uint8], *, resize: int | None, file: Path | str = "The image"
+) -> Tensor:
     """Return an image [H, W, 3] uint8 as [3, h, w] float32 in [0, 1] for evaluation.
 
     The short side is brought to ``resize`` pixels, bilinear with antialias; None keeps the size.
+
+    Raises:
+        UserError: that names ``file``, where a very long image would become larger than any that
+            is read.
     """
     height, width = image.shape[:2]
     h, w = resized_size(height, width, resize)
+    if h * w > max(_MOST_PIXELS, height * width):
+        raise UserError(
+            f"{file}: {width} x {height} pixels (width x height) would become {w} x {h} with "
+            f"data.resize={resize}; take the image out, or cut it into parts."
+        )
     return _to_float(torch.from_numpy(_resample(image, (h, w), (0, 0, h, w))))

@@ -54,23 +54,22 @@ def save_checkpoint(path: Path, state: dict[str, Any], *, keep: int = 1) -> None
     """
 
     def write(temporary: Path) -> None:
-        torch.save(state, temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        try:
+            torch.save(state, temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
+            reason = error.strerror if isinstance(error, OSError) else str(error).split("\n")[0]
+            raise UserError(
+                f"Cannot write the checkpoint {path} ({reason}); what was saved before is kept. "
+                "Free space or mend the disk, then go on with --resume."
+            ) from None
         for age in range(keep - 1, 0, -1):  # the new file is whole: now the others may move
             younger = older_checkpoint(path, age - 1)
             if younger.is_file():
                 os.replace(younger, older_checkpoint(path, age))
 
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, write)
-    except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
-        reason = error.strerror if isinstance(error, OSError) else str(error).split("\n")[0]
-        raise UserError(
-            f"Cannot write the checkpoint {path} ({reason}); what was saved before is kept. Free "
-            "space or mend the disk, then go on with --resume."
-        ) from None
+    write_whole(path, write)
 
 
 def older_checkpoint(path: Path, age: int) -> Path:
@@ -134,22 +133,30 @@ def load_checkpoint(
     Raises:
         UserError: where the file is missing or is no checkpoint.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"There is no checkpoint {path}; has the run been started?")
     try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-        if broken is not None:
-            raise zipfile.BadZipFile(broken)
+        _require_whole(path)
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
         raise UserError(
             f"The checkpoint {path} cannot be read ({type(error).__name__}); it is damaged or "
             "not a checkpoint of u2pl."
         ) from None
-    if not isinstance(state, dict) or network not in state:
+    if not isinstance(state, dict) or not isinstance(state.get(network), dict):
         raise UserError(f"{path} is not a checkpoint of u2pl.")
     return state
+
+
+def _require_whole(path: Path) -> None:
+    """Raise BadZipFile where a byte has changed since the file was written.
+
+    ``torch.save`` writes a zip archive with the CRC-32 of each tensor, which ``torch.load`` does
+    not compare.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(damaged)
 
 
 def save_weights(path: Path, state: dict[str, Tensor]) -> None:
@@ -163,11 +170,17 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file.
 
     Raises:
-        UserError: where it is missing or damaged.
+        UserError: where it is missing or damaged, or holds numbers that are not finite.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"There are no weights at {path}; has the run saved any?")
     try:
-        return dict(load_file(path))
-    except SafetensorError as error:
+        weights = dict(load_file(path))
+    except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"The weights {path} cannot be read: {error}.") from None
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(
+                f"The weights {path} are damaged: '{name}' holds numbers that are not finite."
+            )
+    return weights

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from shlex import quote
 from types import FrameType
 from typing import Any
 
@@ -78,7 +79,7 @@ class Interrupted(UserError):
     ) -> None:
         super().__init__(
             f"Stopped after {done or f'step {step}'}; the state is saved. Go on with: "
-            f"u2pl train {dataset.path} --out {folder.path} --resume",
+            f"u2pl train {quote(str(dataset.path))} --out {quote(str(folder.path))} --resume",
             exit_code=RESUME_ME,
         )
         self.step = step
@@ -155,12 +156,12 @@ def restore(
         UserError: where the images have changed, or the checkpoint does not fit the settings.
     """
     checkpoint = load_newest_checkpoint(folder.checkpoint("last"), fabric.device)
-    refuse_other_data(checkpoint, dataset, folder)
     try:
+        refuse_other_data(checkpoint, dataset, folder)
         state.load_state_dict(checkpoint)
         fabric.strategy.precision.load_state_dict(checkpoint["precision"])
-        best: dict[str, Any] = checkpoint["best"]
-    except (KeyError, RuntimeError, ValueError):
+        best = {"step": int(checkpoint["best"]["step"]), "miou": float(checkpoint["best"]["miou"])}
+    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError):
         raise UserError(
             f"The checkpoint of {folder.path} does not fit its config.yaml; has the file been "
             "edited since the run was started?"

@@ -7,28 +7,40 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import Field, TypeAdapter
 from torch import Tensor, nn
 
-from u2pl.config import parse_config
-from u2pl.data.images import entropy_picture, overlay, read_image, write_image, write_mask
+from u2pl.config import ModelSettings, parse_config
+from u2pl.data.images import (
+    entropy_picture,
+    overlay,
+    read_image,
+    refuse_way_out,
+    write_image,
+    write_mask,
+)
 from u2pl.data.sources import IMAGE_SUFFIXES
 from u2pl.data.transforms import eval_image
 from u2pl.engine.checkpoint import load_checkpoint, load_weights
 from u2pl.engine.evaluate import predict_logits, resize_logits
 from u2pl.engine.run_folder import RunFolder
-from u2pl.errors import UserError
+from u2pl.errors import UserError, is_clean
 from u2pl.models import Segmenter
 from u2pl.partition import prediction_entropy
+from u2pl.plain_files import read_text
 
 KINDS = ("masks", "overlays", "entropy", "reliable")
 """Pictures that :func:`predict_images` can write."""
+
+
+Channel = Annotated[int, Field(ge=0, le=255)]
 
 
 class Prediction(NamedTuple):
@@ -60,14 +72,14 @@ class ModelCard:
         step: updates made.
     """
 
-    classes: tuple[str, ...]
-    colors: tuple[tuple[int, int, int], ...]
-    resize: int | None
-    protocol: str
-    crop: tuple[int, int]
-    stride_fraction: float
+    classes: Annotated[tuple[str, ...], Field(min_length=2, max_length=65536)]
+    colors: tuple[tuple[Channel, Channel, Channel], ...]
+    resize: Annotated[int, Field(ge=1, le=65536)] | None
+    protocol: Literal["whole", "slide"]
+    crop: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+    stride_fraction: Annotated[float, Field(gt=0, le=1)]
     reliable_entropy: float
-    step: int
+    step: Annotated[int, Field(ge=0)]
 
 
 class SegmentationModel(nn.Module):
@@ -109,14 +121,20 @@ class SegmentationModel(nn.Module):
             A :class:`Prediction` at the image's own size.
 
         Raises:
-            UserError: where the file is no image.
+            UserError: where the file is no image, or the answer is not finite.
         """
+        named = "The image" if isinstance(image, np.ndarray) else image
         pixels = image if isinstance(image, np.ndarray) else read_image(Path(image))
         device = self.network.mean.device
-        resized = eval_image(pixels, resize=self.card.resize).unsqueeze(0).to(device)
+        resized = eval_image(pixels, resize=self.card.resize, file=named).unsqueeze(0).to(device)
         logits = resize_logits(self(resized), (pixels.shape[0], pixels.shape[1]))
         probs = logits.softmax(dim=1)
         entropy = prediction_entropy(probs)[0]
+        if not entropy.isfinite().all():
+            raise UserError(
+                "The network's answer is not finite: its weights are damaged, or its training "
+                "went wrong; load another checkpoint, or train again."
+            )
         dtype = np.uint8 if len(self.classes) <= 256 else np.int32
         return Prediction(
             mask=probs.max(dim=1).indices[0].cpu().numpy().astype(dtype),
@@ -140,41 +158,49 @@ def load_model(
         UserError: where the folder holds no finished run, or a file is damaged.
     """
     folder = RunFolder(Path(run))
-    if not folder.model.is_file():
+    if not os.path.isfile(folder.model):
         folder.read_config()
         raise UserError(
             f"{folder.path} has no {folder.model.name} yet; it is written when training ends."
         )
-    try:
-        tree = json.loads(folder.model.read_text())
-        settings = parse_config({"model": tree["model"]}).model
-        card = ModelCard(
-            classes=tuple(tree["classes"]),
-            colors=tuple((int(r), int(g), int(b)) for r, g, b in tree["colors"]),
-            resize=tree["resize"],
-            protocol=tree["protocol"],
-            crop=(tree["crop"][0], tree["crop"][1]),
-            stride_fraction=tree["stride_fraction"],
-            reliable_entropy=tree["reliable_entropy"],
-            step=tree["step"],
-        )
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError):
-        raise UserError(f"{folder.model} is damaged: it does not describe a network.") from None
+    settings, card = read_card(folder)
     network = Segmenter(settings, len(card.classes), load_pretrained=False)
     if checkpoint == "last":
         state = load_weights(folder.weights(weights))
     else:
-        saved = load_checkpoint(folder.checkpoint(checkpoint))
-        state = saved["teacher" if weights == "ema" else "student"]
-        card = ModelCard(**{**card.__dict__, "step": saved["step"]})
+        part = "teacher" if weights == "ema" else "student"
+        saved = load_checkpoint(folder.checkpoint(checkpoint), network=part)
+        state = saved[part]
+        card = replace(card, step=saved.get("step", card.step))
     try:
+        kinds = {key: tensor.is_floating_point() for key, tensor in network.state_dict().items()}
+        if any(tensor.is_floating_point() != kinds[key] for key, tensor in state.items()):
+            raise TypeError("whole numbers for weights")
         network.load_state_dict(state)
-    except RuntimeError:
+    except (RuntimeError, TypeError, AttributeError, KeyError):
         raise UserError(
             f"The weights in {folder.path} do not fit the network that {folder.model.name} "
             "describes; were files of two runs mixed?"
         ) from None
     return SegmentationModel(network, card).eval().requires_grad_(False).to(device)
+
+
+def read_card(folder: RunFolder) -> tuple[ModelSettings, ModelCard]:
+    """Read what a run's weights mean: the settings of the network, and the rest.
+
+    Raises:
+        UserError: where ``model.json`` is damaged.
+    """
+    try:
+        tree = json.loads(read_text(folder.model))
+        settings = parse_config({"model": tree["model"]}).model
+        names = [field.name for field in fields(ModelCard)]
+        card = TypeAdapter(ModelCard).validate_python({name: tree[name] for name in names})
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError):
+        raise UserError(f"{folder.model} is damaged: it does not describe a network.") from None
+    if len(card.colors) != len(card.classes) or not all(map(is_clean, card.classes)):
+        raise UserError(f"{folder.model} is damaged: expected a name and a color of each class.")
+    return settings, card
 
 
 def find_images(source: Path) -> tuple[Path, list[Path]]:
@@ -186,17 +212,26 @@ def find_images(source: Path) -> tuple[Path, list[Path]]:
     Raises:
         UserError: where there is none.
     """
-    if source.is_file():
+    if os.path.isfile(source):
         return source.parent, [source]
-    if source.is_dir():
+    if os.path.isdir(source):
         base, found = source, source.rglob("*")
     else:
         literal = itertools.takewhile(lambda part: not set(part) & set("*?["), source.parts)
         base = Path(*literal)
-        if base == source or not base.is_dir():
+        if base == source or not os.path.isdir(base):
             raise UserError(f"There is no image and no folder {source}.")
-        found = base.glob(str(source.relative_to(base)))
-    files = sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES)
+        pattern = source.relative_to(base)
+        if ".." in pattern.parts:
+            raise UserError(
+                f"The pattern {source} has '..' behind a wildcard, which would lead results out "
+                "of their folder; only what stands before the first wildcard may lead upwards.",
+                exit_code=2,
+            )
+        found = base.glob(str(pattern))
+    files = sorted(
+        path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
+    )
     if not files:
         raise UserError(
             f"Found no image in {source}; expected {', '.join(sorted(IMAGE_SUFFIXES))}."
@@ -304,7 +339,7 @@ def _write(
 ) -> None:
     for kind in kinds:
         path = out / kind / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        refuse_way_out(out, path)
         if kind == "masks":
             write_mask(path, prediction.mask, colors=card.colors)
         elif kind == "overlays":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import sys
@@ -18,6 +19,7 @@ from u2pl.config import Config, load_config, save_config
 from u2pl.data.sources import Dataset, split_hash, write_lists
 from u2pl.engine.checkpoint import write_json
 from u2pl.errors import UserError
+from u2pl.plain_files import read_yaml
 
 
 @dataclass(frozen=True)
@@ -69,15 +71,16 @@ class RunFolder:
         Raises:
             UserError: where the folder holds a run already, or cannot be written.
         """
-        if self.config.exists():
+        if os.path.lexists(self.config):
             raise UserError(
                 f"{self.path} already holds a run; go on with it by --resume, or choose another "
                 "folder with --out."
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self.refuse_links()
             save_config(config, self.config)
-            self.dataset.write_text(absolute_dataset(dataset.path))
+            self.dataset.write_text(absolute_dataset(dataset.path), encoding="utf-8")
             (self.path / "splits").mkdir(exist_ok=True)
             write_lists(dataset, self.path / "splits")
         except OSError as error:
@@ -90,14 +93,31 @@ class RunFolder:
         Raises:
             UserError: where the folder holds no run.
         """
-        if not self.config.is_file():
+        if not os.path.isfile(self.config):
             raise UserError(f"{self.path} holds no run: there is no {self.config.name} in it.")
         return load_config(self.config)
+
+    def refuse_links(self) -> None:
+        """Refuse to write into a folder with a link that leads out of it.
+
+        Raises:
+            UserError: that names the link.
+        """
+        inside = os.path.realpath(self.path)
+        for parent, folders, files in os.walk(self.path):
+            for name in (*folders, *files):
+                place = os.path.join(parent, name)
+                target = Path(os.path.realpath(place))
+                if os.path.islink(place) and not target.is_relative_to(inside):
+                    raise UserError(
+                        f"{place} is a link to {target}, out of the run folder, which would be "
+                        "written to; take it out."
+                    )
 
 
 def absolute_dataset(path: Path) -> str:
     """The text of a dataset.yaml that reads the same files from anywhere."""
-    tree = yaml.safe_load(path.read_text())
+    tree = read_yaml(path)
     tree["root"] = str((path.parent / str(tree.get("root") or ".")).resolve())
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
@@ -139,10 +159,11 @@ class MetricsLog:
         self._writer = SummaryWriter(str(folder.path / "tensorboard"), purge_step=step + 1)
 
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """Add a row; ``kind`` is ``train`` or ``val``."""
-        row = {"kind": kind, "step": step, **values}
+        """Add a row; ``kind`` is ``train`` or ``val``. A number that is not finite is null."""
+        numbers = {name: x if math.isfinite(x) else None for name, x in values.items()}
+        row = {"kind": kind, "step": step, **numbers}
         with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(row, allow_nan=False) + "\n")
         for name, value in values.items():
             self._writer.add_scalar(f"{kind}/{name}", value, step)
 
@@ -162,13 +183,15 @@ class NoLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole rows of a metrics file; a last line torn by a crash is left out."""
-    if not path.exists():
+    """All whole rows of a metrics file; a line that was torn by a crash is left out."""
+    if not path.is_file():
         return []
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
     return rows

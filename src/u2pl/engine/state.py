@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from u2pl.config import Config
 from u2pl.contrast import MomentumPrototypes, NegativeQueues
@@ -56,13 +56,29 @@ class TrainState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned."""
+        """Take over what :meth:`state_dict` returned.
+
+        Raises:
+            KeyError, RuntimeError, TypeError, ValueError: where it is that of another network, or
+                no such thing at all.
+        """
         self.student.load_state_dict(state["student"])
         self.teacher.load_state_dict(state["teacher"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self._require_shapes()
         self.queues.load_state_dict(state["queues"])
         self.prototypes.load_state_dict(state["prototypes"])
-        self.step = state["step"]
+        self.step = int(state["step"])
+        if self.step < 0:
+            raise ValueError(f"step {self.step}")
+
+    def _require_shapes(self) -> None:
+        """Raise ValueError where the optimiser, which does not look, has taken other shapes."""
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # inside Fabric's wrapper
+        for parameter, memory in optimizer.state.items():
+            for value in memory.values():
+                if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+                    raise ValueError(f"shape {tuple(value.shape)}")
 
 
 def queue_capacities(config: Config, num_classes: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,10 +94,15 @@ def quiet_libraries() -> Iterator[None]:
 
 def check_known(name: str) -> None:
     """Raise UserError, with the nearest name, where timm has no such model."""
-    if not timm.is_model(name.split(".")[0]):
+    family, _, tag = name.partition(".")
+    if not timm.is_model(family):
         raise UserError(
             f"timm has no model '{name}'.{nearest_name(name, [*timm.list_models(), 'small'])}",
             exit_code=2,
+        )
+    if tag and name not in (known := timm.list_models(f"{family}.*", pretrained=True)):
+        raise UserError(
+            f"timm's '{family}' has no weights '{tag}'.{nearest_name(name, known)}", exit_code=2
         )
 
 
@@ -115,9 +121,10 @@ def read_weights(name: str, path: Path) -> dict[str, Tensor]:
         The file's tensors by name.
 
     Raises:
-        UserError: for a missing or unreadable file, absent tensors, or tensors of another shape.
+        UserError: for a missing or unreadable file, absent tensors, tensors of another shape, or
+            numbers that are not finite.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"model.weights: there is no file {path}.")
     model: Any = timm.create_model(name, pretrained=False)
     classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
@@ -128,7 +135,11 @@ def read_weights(name: str, path: Path) -> dict[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
             state = state.get("state_dict", state.get("model", state))
-        state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
+        state = {
+            key.removeprefix("module."): tensor
+            for key, tensor in state.items()
+            if isinstance(tensor, Tensor)
+        }
     except Exception:
         raise UserError(
             f"model.weights: {path} is neither a safetensors file nor a file of plain tensors."
@@ -149,6 +160,10 @@ def read_weights(name: str, path: Path) -> dict[str, Tensor]:
             raise UserError(
                 f"model.weights: {path} is not for timm's '{name}': expected '{key}' of shape "
                 f"{tuple(shape)}, got {tuple(state[key].shape)}."
+            )
+        if not state[key].isfinite().all():
+            raise UserError(
+                f"model.weights: {path} is damaged: '{key}' holds numbers that are not finite."
             )
     return state
 

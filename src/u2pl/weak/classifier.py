@@ -260,8 +260,8 @@ def _restore(
             state = load_newest_checkpoint(folder.checkpoint(NAME), device, network=NAME)
             model.load_state_dict(state[NAME])
             optimizer.load_state_dict(state["optimizer"])
-            return state["step"], state["losses"]
-    except (KeyError, RuntimeError, ValueError):
+            return int(state["step"]), list(state["losses"])
+    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError):
         raise UserError(
             f"The tag classifier of {folder.path} does not fit its config.yaml; has the file been "
             "edited since the run was started?"

@@ -14,6 +14,7 @@ from u2pl.data.images import entropy_picture, overlay
 from u2pl.data.sources import Dataset
 
 _HEIGHT = 160
+_WIDEST = 640
 _CAPTION = 14
 _GAP = 4
 
@@ -58,9 +59,14 @@ def contact_sheet(examples: Sequence[SeedExample], dataset: Dataset) -> npt.NDAr
 
 
 def _tile(picture: npt.NDArray[np.uint8], caption: str) -> npt.NDArray[np.uint8]:
-    """Return the picture at a fixed height below its caption, with white to the right."""
+    """Return the picture at a fixed height below its caption, with white to the right.
+
+    One that would be wider than 640 pixels keeps that width, and has white below.
+    """
     height, width = picture.shape[:2]
-    scaled = Image.fromarray(picture).resize((max(1, round(width * _HEIGHT / height)), _HEIGHT))
+    scale = min(_HEIGHT / height, _WIDEST / width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    scaled = Image.fromarray(picture).resize(size)
     tile = Image.new("RGB", (scaled.width + _GAP, _HEIGHT + _CAPTION + _GAP), "white")
     tile.paste(scaled, (0, _CAPTION))
     ImageDraw.Draw(tile).text((2, 1), caption, fill="black")

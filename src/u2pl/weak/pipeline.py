@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from u2pl.config import Config
-from u2pl.data.images import read_image, write_image, write_mask
+from u2pl.data.images import read_image, refuse_way_out, write_image, write_mask
 from u2pl.data.sources import Dataset, Sample, load_dataset
 from u2pl.data.transforms import eval_image
 from u2pl.engine.checkpoint import write_atomically, write_json
@@ -87,7 +87,7 @@ def make_seeds(
         folder.create(config, dataset)
     keep_tags(folder, tagged, dataset)
     if config.weak.seeds_from is not None:
-        copy_seeds(RunFolder(config.weak.seeds_from), folder)
+        copy_seeds(RunFolder(config.weak.seeds_from), folder, tagged)
     for warning in tag_warnings(
         tagged, dataset.classes, background_class=config.method.background_class
     ):
@@ -162,8 +162,8 @@ def keep_tags(folder: RunFolder, tagged: tuple[Sample, ...], dataset: Dataset) -
     """
     path, text = tags_file(folder), tags_text(tagged, dataset)
     if not path.is_file():
-        write_atomically(path, lambda temporary: temporary.write_text(text))
-    elif path.read_text() != text:
+        write_atomically(path, lambda temporary: temporary.write_bytes(text.encode()))
+    elif path.read_bytes() != text.encode():
         raise UserError(
             f"The tags of {folder.path} have changed since it was started; resuming would mix "
             "two data sets. Restore the tags and lists, or start a new run."
@@ -192,14 +192,15 @@ def require_same_seeds(source: RunFolder, tagged: tuple[Sample, ...], dataset: D
     Raises:
         UserError: that says which.
     """
-    if not sheet_file(source).is_file():
+    if not sheet_file(source).is_file() or not tags_file(source).is_file():
         raise UserError(
             f"weak.seeds_from: {source.path} holds no finished seeds; name the folder of a run in "
             "the setting weak that has made them.",
             exit_code=2,
         )
     classes = load_dataset(source.dataset, require=()).classes
-    if classes != dataset.classes or tags_file(source).read_text() != tags_text(tagged, dataset):
+    same_tags = tags_file(source).read_bytes() == tags_text(tagged, dataset).encode()
+    if classes != dataset.classes or not same_tags:
         raise UserError(
             f"weak.seeds_from: the seeds of {source.path} are of other classes, images or tags "
             f"than those of {dataset.path}.",
@@ -207,8 +208,10 @@ def require_same_seeds(source: RunFolder, tagged: tuple[Sample, ...], dataset: D
         )
 
 
-def copy_seeds(source: RunFolder, folder: RunFolder) -> None:
+def copy_seeds(source: RunFolder, folder: RunFolder, tagged: tuple[Sample, ...]) -> None:
     """Copy what the stages of :class:`SeedMaker` leave, unless all is there already.
+
+    Only the seeds of ``tagged`` are copied, whatever else lies there.
 
     Raises:
         UserError: where a file cannot be copied.
@@ -216,10 +219,14 @@ def copy_seeds(source: RunFolder, folder: RunFolder) -> None:
     if sheet_file(folder).is_file():
         return
     try:
-        shutil.copytree(source.path / "seeds", folder.path / "seeds", dirs_exist_ok=True)
-        copied = (source.weights(CLASSIFIER), source.path / "eval" / f"{CLASSIFIER}.json")
-        for file in (*copied, sheet_file(source)):  # the sheet last: it says that all is there
+        seeds = [source.path / "seeds" / f"{sample.name}.png" for sample in tagged]
+        others = (source.weights(CLASSIFIER), source.path / "eval" / f"{CLASSIFIER}.json")
+        # the sheet last: it says that all is there
+        for file in (*seeds, *others, sheet_file(source)):
             target = folder.path / file.relative_to(source.path)
+            refuse_way_out(folder.path, target)
+            if not file.is_file():
+                raise UserError(f"weak.seeds_from: there is no file {file}; make the seeds anew.")
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
     except (OSError, shutil.Error) as error:
@@ -282,7 +289,9 @@ class SeedMaker:
         total = len(self.dataset.unlabeled)
         for done, sample in enumerate(missing, start=total - len(missing) + 1):
             example = self.example(model, sample)
-            write_mask(self.seed_file(sample), example.labels, colors=self.dataset.colors)
+            path = self.seed_file(sample)
+            refuse_way_out(self.folder.path, path)
+            write_mask(path, example.labels, colors=self.dataset.colors)
             self.on_progress("seeds", done, total)
             if asked_to_stop() and done < total:
                 text = f"{done} of {total} seed masks"
@@ -301,7 +310,8 @@ class SeedMaker:
         """Map, refine and label one image at its file's own size."""
         settings, dataset = self.config.weak, self.dataset
         pixels = read_image(sample.image)
-        image = eval_image(pixels, resize=self.config.data.resize)[None].to(self.device)
+        image = eval_image(pixels, resize=self.config.data.resize, file=sample.image)
+        image = image[None].to(self.device)
         background = self.config.method.background_class
         ids = [class_id for class_id in sample.tags or () if class_id != background]
         possible = torch.zeros(1, dataset.num_classes, dtype=torch.bool, device=self.device)
