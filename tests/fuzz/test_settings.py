@@ -131,7 +131,7 @@ def test_random_trees_of_settings_are_read_or_refused(tmp_path: Path) -> None:
     with trials("settings") as group:
 
         @settings(
-            max_examples=rounds(150, long=4000),
+            max_examples=rounds(150, long=2000),
             deadline=None,
             derandomize=not SOAK,
             database=None,
@@ -146,7 +146,7 @@ def test_random_trees_of_settings_are_read_or_refused(tmp_path: Path) -> None:
         attempt()
 
         @settings(
-            max_examples=rounds(50, long=2000),
+            max_examples=rounds(50, long=1000),
             deadline=None,
             derandomize=not SOAK,
             database=None,
