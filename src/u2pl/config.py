@@ -24,8 +24,8 @@ from u2pl.plain_files import parse_yaml, read_yaml
 
 _LARGEST = 2**32  # of whole numbers; what is far beyond a machine should not reach it
 
-
 Rate = Annotated[int, Field(ge=1)]
+"""Cells from one tap of a dilated convolution to the next."""
 
 
 class Settings(BaseModel):

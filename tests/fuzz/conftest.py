@@ -19,4 +19,4 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     print(f"\nInputs tried ({form}): {sum(TRIED.values()):,}")
     for kind, count in sorted(TRIED.items()):
         print(f"  {kind}: {count:,}")
-    print(f"  seconds: {time.perf_counter() - _STARTED:.0f}")
+    print(f"  seconds: {time.perf_counter() - _STARTED:.0f}, {time.process_time():.0f} of one core")

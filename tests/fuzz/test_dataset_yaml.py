@@ -243,7 +243,7 @@ def test_trees_of_random_values_are_read_or_refused(sound: Path) -> None:
     with trials("dataset.yaml files") as group:
 
         @settings(
-            max_examples=rounds(150, long=4000),
+            max_examples=rounds(150, long=2000),
             deadline=None,
             derandomize=not SOAK,
             database=None,

@@ -41,6 +41,7 @@ KINDS = ("masks", "overlays", "entropy", "reliable")
 
 
 Channel = Annotated[int, Field(ge=0, le=255)]
+"""Red, green or blue."""
 
 
 class Prediction(NamedTuple):
@@ -171,7 +172,8 @@ def load_model(
         part = "teacher" if weights == "ema" else "student"
         saved = load_checkpoint(folder.checkpoint(checkpoint), network=part)
         state = saved[part]
-        card = replace(card, step=saved.get("step", card.step))
+        step = saved.get("step")
+        card = replace(card, step=step if isinstance(step, int) else card.step)
     try:
         kinds = {key: tensor.is_floating_point() for key, tensor in network.state_dict().items()}
         if any(tensor.is_floating_point() != kinds[key] for key, tensor in state.items()):
@@ -230,7 +232,7 @@ def find_images(source: Path) -> tuple[Path, list[Path]]:
             )
         found = base.glob(str(pattern))
     files = sorted(
-        path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
+        path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and not os.path.isdir(path)
     )
     if not files:
         raise UserError(
