@@ -7,6 +7,7 @@ import csv
 import io
 import os
 import pickle
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -416,3 +417,14 @@ def test_weights_of_a_run_are_safetensors(root: Path) -> None:
         for name in ("ema", "student"):
             with safe_open(RunFolder(root / "run").weights(name), "pt") as file:
                 assert len(list(file.keys())) > 20
+
+
+def test_every_test_that_the_page_names_is_there() -> None:
+    root = Path(__file__).parent
+    page = (root.parent / "docs/explanation/security.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"`(test_\w+)`", page))
+    assert len(names) > 12
+    source = "".join(path.read_text(encoding="utf-8") for path in root.rglob("test_*.py"))
+    assert {name for name in names if f"def {name}(" not in source} == set()
+    files = set(re.findall(r"`(tests/[\w/.]+)`", page))
+    assert {name for name in files if not (root.parent / name).exists()} == set()
