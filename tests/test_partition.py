@@ -349,3 +349,13 @@ def test_one_possible_class_is_certain() -> None:
     restricted = partition.restrict_to_tags(Case(3, 1, 0).probs(), tags)
     torch.testing.assert_close(restricted[:, 1], torch.ones(1, 4, 5))
     torch.testing.assert_close(partition.prediction_entropy(restricted), torch.zeros(1, 4, 5))
+
+
+def test_confident_share_is_that_of_all_processes() -> None:
+    """Two more processes, whose counts are 3 of 4 each, beside 1 of 2 here."""
+    probs = torch.tensor([[0.99, 0.6], [0.01, 0.4]]).view(1, 2, 1, 2)
+    valid = torch.ones(1, 1, 2, dtype=torch.bool)
+    share = partition.confident_share(
+        probs, valid, total=lambda counts: counts + torch.tensor([6, 8])
+    )
+    assert share.item() == pytest.approx(7 / 10)
