@@ -55,6 +55,15 @@ def test_means_of_half_precision_features_are_float32(dtype: torch.dtype) -> Non
     torch.testing.assert_close(means, expected, atol=0.02, rtol=0.02)
 
 
+def test_means_are_those_of_all_processes() -> None:
+    """Here a mean of 1 over 4 pixels, in another process a sum of 12 over 2 of them."""
+    features, mask = torch.ones(1, 3, 2, 2), torch.ones(1, 1, 2, 2, dtype=torch.bool)
+    others = {torch.float32: 12.0, torch.int64: 2}
+    means, counts = class_means(features, mask, total=lambda x: x + others[x.dtype])
+    assert counts.tolist() == [6]
+    torch.testing.assert_close(means, torch.full((1, 3), 16 / 6))
+
+
 def test_mean_of_many_float16_features_does_not_overflow() -> None:
     features = torch.ones(1, 2, 300, 300, dtype=torch.float16)  # the sum, 90 000, is above 65 504
     means, _ = class_means(features, torch.ones(1, 1, 300, 300, dtype=torch.bool))
