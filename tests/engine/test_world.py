@@ -143,6 +143,31 @@ def test_signal_to_one_stops_all_after_the_same_step(dataset: Path, tmp_path: Pa
     assert {str(saved["step"])} == steps
 
 
+def test_seeds_are_made_once_for_all(tmp_path: Path) -> None:
+    """From tags: the first process makes them, the other one finds them made."""
+    tagged = write_dataset(tmp_path / "data", num_labeled=0, num_unlabeled=4, tags=True)
+    weak = {
+        "weak.steps": 2,
+        "weak.batch_size": 2,
+        "weak.cam_scales": [1.0],
+        "weak.refine_iterations": 1,
+        "weak.refine_dilations": [1],
+        "train.steps": 4,
+        "train.supervised_steps": 1,
+    }
+    settings = ["--recipe", "demo", "--setting", "weak", *assignments(SETTINGS | weak)]
+    ended = finish(start(tagged, tmp_path / "a", 2, settings=settings))
+    assert [status for status, _, _ in ended] == [0, 0], ended
+    assert len(list((tmp_path / "a" / "seeds").iterdir())) == 4
+    assert [row["step"] for row in read_metrics(RunFolder(tmp_path / "a").metrics)] == [
+        1,
+        2,
+        3,
+        4,
+        4,
+    ]
+
+
 # without processes
 
 
