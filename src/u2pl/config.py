@@ -119,6 +119,8 @@ class MethodSettings(Settings):
 
     unsupervised_weight: float = Field(1.0, ge=0)
     """η of Eq. 8 [P]. 0 leaves the unlabelled images out of L_u."""
+    unsupervised_ramp_steps: int = Field(0, ge=0)
+    """Semi-supervised steps in which η rises to its value [R]; 0 begins with it, as the papers."""
     contrastive_weight: float = Field(0.1, ge=0)
     """λ_c of Eq. 1 [P: 0.1]. 0 switches contrast, queues and prototypes off."""
     initial_unreliable_fraction: float = Field(0.2, ge=0, lt=1)

@@ -574,3 +574,15 @@ def test_every_optimizer_passes_from_the_warm_up_to_the_method(name: str) -> Non
     for step in range(4):
         training_step(fabric, state, tiny_batch(seed=step), config)
         assert torch.equal(head, before) is (step < 2)
+
+
+def test_weight_of_pseudo_labels_rises_from_the_first_semi_supervised_step_on() -> None:
+    config = tiny_config(train__supervised_steps=1, method__unsupervised_ramp_steps=4)
+    plain = tiny_config(train__supervised_steps=1)
+    weights = []
+    for each in (config, plain):
+        fabric, state = tiny_state(each)
+        rows = [training_step(fabric, state, tiny_batch(seed=n), each) for n in range(3)]
+        weights.append([row["unsupervised_weight"].item() for row in rows[1:]])
+    assert weights[0][0] == pytest.approx(weights[1][0] / 4)
+    assert weights[0][1] < weights[1][1]

@@ -9,6 +9,7 @@ import reference.losses as reference
 from reference.cases import IGNORE, Case, on_random_cases
 from u2pl.losses import (
     cross_entropy,
+    ramp_up,
     reverse_cross_entropy,
     symmetric_cross_entropy,
     unsupervised_weight,
@@ -173,3 +174,12 @@ def test_wrong_label_pulls_less_on_the_reverse_term() -> None:
         gradients.append(logits.grad.abs().max().item())
     assert gradients[0] == pytest.approx(1)
     assert gradients[1] < 1e-6
+
+
+def test_ramp_rises_in_a_line_and_stays() -> None:
+    shares = [ramp_up(step, 5) for step in range(8)]
+    assert shares == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1])
+
+
+def test_no_ramp_is_all_of_the_weight_from_the_first_step() -> None:
+    assert [ramp_up(step, 0) for step in (0, 1, 100)] == [1.0, 1.0, 1.0]

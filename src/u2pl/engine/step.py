@@ -241,7 +241,11 @@ def pseudo_label(
     )
     unreliable = partition.unreliable_mask(pixels.entropy, threshold, pixels.valid)
     num_valid, num_kept = total(torch.stack([pixels.valid.sum(), (labels != ignore_index).sum()]))
-    weight = losses.unsupervised_weight(num_valid, num_kept, eta=method.unsupervised_weight)
+    ramp = losses.ramp_up(
+        state.step - config.train.supervised_steps, method.unsupervised_ramp_steps
+    )
+    eta = method.unsupervised_weight * ramp
+    weight = losses.unsupervised_weight(num_valid, num_kept, eta=eta)
     pixel_weights = None
     if method.pixel_weighting == "confident_share":
         share = partition.confident_share(probs, unlabeled.valid, total=total)

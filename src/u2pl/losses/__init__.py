@@ -3,6 +3,7 @@
 from u2pl.losses.contrastive import contrastive_floor, contrastive_loss
 from u2pl.losses.supervised import cross_entropy, ohem_cross_entropy
 from u2pl.losses.unsupervised import (
+    ramp_up,
     reverse_cross_entropy,
     symmetric_cross_entropy,
     unsupervised_weight,
@@ -13,6 +14,7 @@ __all__ = [
     "contrastive_loss",
     "cross_entropy",
     "ohem_cross_entropy",
+    "ramp_up",
     "reverse_cross_entropy",
     "symmetric_cross_entropy",
     "unsupervised_weight",

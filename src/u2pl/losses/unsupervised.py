@@ -23,6 +23,22 @@ def unsupervised_weight(num_valid: Tensor, num_kept: Tensor, *, eta: float = 1.0
     return eta * num_valid / num_kept.clamp_min(1) * (num_kept > 0)
 
 
+def ramp_up(step: int, ramp_steps: int) -> float:
+    """Share of η in force: it rises in a straight line to 1 [R, after Mean Teacher's ramp-up].
+
+    Pseudo-labels of a teacher that has learnt for a short while unlearn what the labels have only
+    begun to teach; a weight that grows leaves the labels the upper hand meanwhile.
+
+    Args:
+        step: counted from 0, the first semi-supervised step.
+        ramp_steps: after so many the share is 1; 0 for 1 from the start, as the papers have it.
+
+    >>> [ramp_up(step, 4) for step in (0, 1, 3, 9)], ramp_up(0, 0)
+    ([0.25, 0.5, 1.0, 1.0], 1.0)
+    """
+    return min(1.0, (step + 1) / ramp_steps) if ramp_steps else 1.0
+
+
 def reverse_cross_entropy(
     logits: Tensor,
     labels: Tensor,
