@@ -26,14 +26,11 @@ from u2pl.engine.checkpoint import write_json
 from u2pl.engine.loop import Progress
 from u2pl.engine.run_folder import RunFolder
 from u2pl.errors import UserError, nearest_name
+from u2pl.recipes import SETTINGS
 from u2pl.weak import make_seeds
 
 SIZE = (96, 96)
 WITHOUT_CONTRAST = {"method.contrastive_weight": 0.0}
-WITHOUT_UNLABELED = WITHOUT_CONTRAST | {
-    "method.unsupervised_weight": 0.0,
-    "train.supervised_steps": 0,
-}
 
 
 @dataclass(frozen=True)
@@ -112,7 +109,7 @@ DEMOS: dict[str, Demo] = {
         zoom=(1.5, 4.0),
         tagged=True,
         methods={
-            "seeds_only": Method("weak", WITHOUT_UNLABELED),
+            "seeds_only": Method("weak", SETTINGS["supervised"]),
             "no_contrast": Method("weak", WITHOUT_CONTRAST),
             "u2pl": Method("weak"),
             "ceiling": Method("supervised", true_masks=True),

@@ -26,10 +26,15 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
     def flushed(temporary: Path) -> None:
         write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        _flush(temporary)
 
     write_whole(path, flushed)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file is on disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -56,8 +61,7 @@ def save_checkpoint(path: Path, state: dict[str, Any], *, keep: int = 1) -> None
     def write(temporary: Path) -> None:
         try:
             torch.save(state, temporary)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            _flush(temporary)
         except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
             reason = error.strerror if isinstance(error, OSError) else str(error).split("\n")[0]
             raise UserError(

@@ -161,7 +161,6 @@ def training_step(
     terms = backward_in_parts(fabric, state, batch.labeled, pseudo, pairs, config)
     terms |= update_student(fabric, state, terms, config)
     decay = teacher_decay(state.step, maximum=config.method.ema_decay)
-    state.world.mean_statistics(state.student)
     follow(state.teacher, state.student, decay=decay)
     state.step += 1
     return terms | counts(pseudo, pairs, state, alpha)

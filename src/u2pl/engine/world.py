@@ -7,19 +7,15 @@ counts, anchors, keys) is decided about the whole, so a run does not depend on h
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, distributed, nn
 
 from u2pl.errors import UserError
 from u2pl.mixing import Share
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _PATIENCE = datetime.timedelta(days=2)  # others wait while the first one makes seeds or scores
 
@@ -92,25 +88,12 @@ class World:
         for gradient, piece in zip(gradients, pieces, strict=True):
             gradient.copy_(piece.view_as(gradient))
 
-    def mean_statistics(self, network: nn.Module) -> None:
-        """Give floating buffers (BatchNorm's running statistics) their mean over the processes."""
-        if self.size == 1:
-            return
-        buffers = [b for b in network.buffers() if b.is_floating_point()]
-        if not buffers:
-            return
-        flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
-        distributed.all_reduce(flat)
-        pieces = torch.split(flat / self.size, [buffer.numel() for buffer in buffers])
-        for buffer, piece in zip(buffers, pieces, strict=True):
-            buffer.copy_(piece.view_as(buffer))
-
     def any(self, flag: bool) -> bool:
         """Whether the flag is up in any process; all wait for all."""
         if self.size == 1:
             return flag
         told = torch.tensor([int(flag)])
-        distributed.all_reduce(told, group=_talk())
+        distributed.all_reduce(told, group=_talk_group)
         return bool(told.item())
 
     def wait(self) -> None:
@@ -121,12 +104,8 @@ class World:
 ALONE = World()
 """One process that trains by itself."""
 
+# for words between the processes, on the CPU, so that no GPU is waited for
 _talk_group: distributed.ProcessGroup | None = None
-
-
-def _talk() -> distributed.ProcessGroup | None:
-    """The group for words between the processes, on the CPU, so that no GPU is waited for."""
-    return _talk_group
 
 
 @contextmanager
