@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from factories import write_dataset
 from tiny import assignments, tiny_overrides
-from u2pl import cli, demo, doctor
+from u2pl import api, cli, demo, doctor
 from u2pl.data.sources import load_dataset
 from u2pl.engine.loop import Interrupted
 from u2pl.engine.run_folder import RunFolder
@@ -558,7 +558,7 @@ def test_want_of_memory_is_a_sentence(
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(cli.api, "train", fail)
+    monkeypatch.setattr(api, "train", fail)
     assert u2pl("train", "x") == 1
     assert capsys.readouterr().err.startswith("Error: There is not enough memory; lower data.crop")
 
@@ -567,7 +567,7 @@ def test_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> N
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(cli.api, "train", fail)
+    monkeypatch.setattr(api, "train", fail)
     monkeypatch.setattr(sys, "argv", ["u2pl", "train", "x"])
     with pytest.raises(RuntimeError, match="shapes differ"):
         cli.main()

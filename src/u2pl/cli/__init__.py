@@ -1,0 +1,76 @@
+"""The command line: each command parses, calls one function, and prints."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+import warnings
+
+import torch
+import typer
+
+from u2pl.cli import data, demo, doctor, predict, train
+from u2pl.cli.console import complain
+from u2pl.errors import UserError
+
+app = typer.Typer(
+    help="Label-efficient semantic segmentation: every pixel trains the model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+data_app = typer.Typer(help="Look at a data set.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+app.command(epilog="Example: `u2pl demo --seed 1 --out demo-runs/seed-1`")(demo.demo)
+app.command(
+    epilog="Example: `u2pl train dataset.yaml --recipe camvid --out runs/a train.steps=4000`"
+)(train.train)
+app.command(epilog="Example: `u2pl evaluate runs/a --split test --weights student`")(train.evaluate)
+app.command(epilog="Example: `u2pl predict runs/a photos --out labelled`")(predict.predict)
+app.command(epilog="Example: `u2pl doctor --self-test`")(doctor.doctor)
+
+data_app.command(epilog="Example: `u2pl data check dataset.yaml`")(data.check)
+
+
+class Sentences(logging.Handler):
+    """Prints warnings as sentences of their own on the error stream."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record's message."""
+        complain(record.getMessage())
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is used up; torch has its own words on a CPU."""
+    words = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without the characters of a name
+            stream.reconfigure(errors="backslashreplace")
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters in a file is an error
+    handler = Sentences(logging.WARNING)
+    logging.getLogger("u2pl").addHandler(handler)
+    try:
+        app()
+    except UserError as error:
+        complain(f"Error: {error}")
+        sys.exit(error.exit_code)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        complain(
+            "Error: There is not enough memory; lower data.crop or the batch sizes, or raise "
+            "train.accumulation (docs/how-to/memory.md says more)."
+        )
+        sys.exit(1)
+    finally:
+        logging.getLogger("u2pl").removeHandler(handler)

@@ -1,0 +1,5 @@
+"""``python -m u2pl.cli``, which torchrun starts."""
+
+from u2pl.cli import main
+
+main()
