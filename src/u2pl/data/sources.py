@@ -221,6 +221,24 @@ def split_hash(samples: Iterable[Sample]) -> str:
     return hashlib.sha256("\n".join(sample.name for sample in samples).encode()).hexdigest()
 
 
+def with_masks_of(
+    samples: Iterable[Sample], folder: Path, encoding: MaskEncoding
+) -> tuple[Sample, ...]:
+    """The samples of which a folder holds ``NAME.png``, with that mask, to measure by.
+
+    Args:
+        samples: of any section.
+        folder: masks that the data set does not name.
+        encoding: how they are read.
+    """
+    masks = ((sample, folder / f"{sample.name}.png") for sample in samples)
+    return tuple(
+        replace(sample, mask=mask, mask_encoding=encoding)
+        for sample, mask in masks
+        if os.path.isfile(mask)
+    )
+
+
 def write_lists(dataset: Dataset, folder: Path) -> None:
     """Write the names of each section, one a line, to ``labeled.txt``, ``unlabeled.txt``, ...
 

@@ -59,11 +59,8 @@ class Evaluation:
 
     def entropy_quantile(self, share: float) -> float:
         """The entropy in nats below which this share of the pixels lies (upper edge of a bin)."""
-        cumulative = self.entropy_histogram.cumsum(0).double()
-        if cumulative[-1] == 0:
-            return math.log(len(self.classes))
-        index = int((cumulative >= share * cumulative[-1]).long().argmax())
-        return (index + 1) / NUM_BINS * math.log(len(self.classes))
+        last = quantile_bin(self.entropy_histogram, share)
+        return (last + 1) / NUM_BINS * math.log(len(self.classes))
 
     def to_json(self, *, weights: str, step: int) -> dict[str, Any]:
         """Plain values, as ``evaluate --json`` writes them."""
@@ -79,6 +76,18 @@ class Evaluation:
             "split_sha256": self.split_sha256,
             "confusion": self.confusion.tolist(),
         }
+
+
+def quantile_bin(histogram: Tensor, share: float) -> int:
+    """The first bin up to which at least this share of the pixels lies; the last where none is.
+
+    >>> quantile_bin(torch.tensor([6, 2, 2, 0]), 0.8), quantile_bin(torch.zeros(4), 0.8)
+    (1, 3)
+    """
+    cumulative = histogram.cumsum(0).double()
+    if cumulative[-1] == 0:
+        return len(histogram) - 1
+    return int((cumulative >= share * cumulative[-1]).long().argmax())
 
 
 def class_iou(confusion: Tensor) -> Tensor:
@@ -254,5 +263,10 @@ def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 def entropy_histogram(probs: Tensor) -> Tensor:
     """Pixels of [B, C, H, W] probabilities by entropy, [NUM_BINS] int64 from 0 to log C."""
-    scaled = prediction_entropy(probs) / math.log(probs.shape[1]) * NUM_BINS
-    return torch.bincount(scaled.long().clamp(0, NUM_BINS - 1).flatten(), minlength=NUM_BINS)
+    bins = entropy_bins(prediction_entropy(probs), probs.shape[1])
+    return torch.bincount(bins.flatten(), minlength=NUM_BINS)
+
+
+def entropy_bins(entropy: Tensor, num_classes: int) -> Tensor:
+    """The bin of each entropy in nats, int64 from 0 to NUM_BINS - 1; the range is 0 to log C."""
+    return (entropy / math.log(num_classes) * NUM_BINS).long().clamp(0, NUM_BINS - 1)

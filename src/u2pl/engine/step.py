@@ -16,6 +16,7 @@ from torch import Tensor
 from u2pl import losses, mixing, partition
 from u2pl.config import Config
 from u2pl.contrast import (
+    MomentumPrototypes,
     anchor_mask,
     class_means,
     class_rank,
@@ -222,7 +223,7 @@ def pseudo_label(
     """Denoise, veto by tags, mix images with their targets, split by entropy (Eq. 5-8)."""
     method, unlabeled, ignore_index = config.method, batch.unlabeled, state.ignore_index
     assert unlabeled is not None, "view_u is of unlabelled images"
-    own, probs = judge(state, view_u, unlabeled, config)
+    own, probs = judge(state.prototypes, view_u, unlabeled, config)
     donors = own
     if method.mixing == "classmix_labeled":
         donors = from_labels(batch.labeled, view_l, own, ignore_index)
@@ -262,7 +263,7 @@ def pseudo_label(
 
 
 def judge(
-    state: TrainState, view: TeacherView, unlabeled: UnlabeledBatch, config: Config
+    prototypes: MomentumPrototypes, view: TeacherView, unlabeled: UnlabeledBatch, config: Config
 ) -> tuple[MixedPixels, Tensor]:
     """What the teacher says of the unlabelled pixels, and its probabilities [B, C, H, W]."""
     method, size = config.method, (unlabeled.weak.shape[-2], unlabeled.weak.shape[-1])
@@ -272,8 +273,8 @@ def judge(
         logits = denoise_logits(
             logits,
             view.features,
-            state.prototypes.vectors,
-            state.prototypes.seen,
+            prototypes.vectors,
+            prototypes.seen,
             temperature=method.denoise_temperature,
         )
     possible = unlabeled.possible_classes

@@ -14,7 +14,7 @@ import torch
 
 from u2pl.config import Config
 from u2pl.data.images import read_image, refuse_way_out, write_image, write_mask
-from u2pl.data.sources import Dataset, Sample, load_dataset
+from u2pl.data.sources import Dataset, Sample, load_dataset, with_masks_of
 from u2pl.data.transforms import eval_image
 from u2pl.engine.checkpoint import write_atomically, write_json
 from u2pl.engine.evaluate import resize_logits
@@ -110,7 +110,7 @@ def with_seeds(
     return replace(
         dataset,
         labeled=(*dataset.labeled, *(s for s in seeds if s.image not in have_masks)),
-        unlabeled=tuple(_with_background(s, background_class) for s in dataset.unlabeled),
+        unlabeled=tuple(with_background(s, background_class) for s in dataset.unlabeled),
     )
 
 
@@ -139,11 +139,8 @@ def find_true_masks(
     """
     found: dict[Path, Sample] = {}
     if config.weak.true_masks is not None:
-        for sample in tagged:
-            mask = config.weak.true_masks / f"{sample.name}.png"
-            if mask.is_file():
-                encoding = dataset.val[0].mask_encoding
-                found[sample.image] = replace(sample, mask=mask, mask_encoding=encoding)
+        known = with_masks_of(tagged, config.weak.true_masks, dataset.val[0].mask_encoding)
+        found = {sample.image: sample for sample in known}
         if not found:
             raise UserError(
                 f"weak.true_masks: {config.weak.true_masks} holds no mask of a tagged image, such "
@@ -342,7 +339,7 @@ class SeedMaker:
         )
 
 
-def _with_background(sample: Sample, background_class: int | None) -> Sample:
+def with_background(sample: Sample, background_class: int | None) -> Sample:
     """Return a tagged sample whose image may hold the background too."""
     if sample.tags is None or background_class is None:
         return sample
