@@ -8,18 +8,20 @@
 
 from u2pl import _torchvision as _torchvision  # first: it makes torchvision importable everywhere
 from u2pl import contrast, losses, mixing, partition
-from u2pl.api import evaluate, load, make_config, train
+from u2pl.api import compare, evaluate, load, make_config, make_report, train
 from u2pl.errors import UserError
 
 __version__ = "0.1.0"
 
 __all__ = [
     "UserError",
+    "compare",
     "contrast",
     "evaluate",
     "load",
     "losses",
     "make_config",
+    "make_report",
     "mixing",
     "partition",
     "train",

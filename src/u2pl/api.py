@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,19 @@ import torch
 
 from u2pl.config import Config, load_config
 from u2pl.data.check import quick_check
-from u2pl.data.sources import Dataset, load_dataset
+from u2pl.data.sources import Dataset, Sample, load_dataset, with_masks_of
 from u2pl.engine.checkpoint import write_json
 from u2pl.engine.evaluate import Evaluation
 from u2pl.engine.evaluate import evaluate as evaluate_models
+from u2pl.engine.inspection import inspect_run
 from u2pl.engine.loop import Progress, check_against_data, fit
 from u2pl.engine.predict import SegmentationModel, load_model
 from u2pl.engine.run_folder import RunFolder
 from u2pl.engine.world import ALONE, World, joined
 from u2pl.errors import UserError
 from u2pl.recipes import SETTINGS, get_recipe
-from u2pl.weak import make_seeds
+from u2pl.report import compare_records, read_record, write_comparison, write_report
+from u2pl.weak import make_seeds, with_background
 
 logger = logging.getLogger(__name__)
 
@@ -210,11 +212,7 @@ def evaluate(
     if split not in ("val", "test"):
         raise UserError(f"Expected the split val or test, got '{split}'.", exit_code=2)
     data: Dataset = load_dataset(folder.dataset if dataset is None else dataset, require=(split,))
-    if data.classes != model.classes:
-        raise UserError(
-            f"The run's classes are {', '.join(model.classes)}; {data.path} has "
-            f"{', '.join(data.classes)}."
-        )
+    refuse_other_classes(data, model.classes)
     scores = evaluate_models(
         {"model": model.network},
         data.sections[split],
@@ -227,3 +225,127 @@ def evaluate(
     name = f"{split}-{result['protocol']}-{weights}-{checkpoint}.json"
     write_json(folder.path / "eval" / name, result)
     return result
+
+
+def inspect(
+    run: str | Path,
+    *,
+    true_masks: str | Path | None = None,
+    max_images: int = 500,
+    on_image: Callable[[int, int], None] = lambda *_: None,
+) -> dict[str, Any]:
+    """Measure a run's teacher where masks are known: its pseudo-labels and negative keys.
+
+    Args:
+        run: the folder of a run that has ended; its data set must still be there.
+        true_masks: a folder with ``NAME.png`` of unlabelled images, read as the masks of val are,
+            which no training has seen; None takes ``weak.true_masks``, or looks at val alone.
+        max_images: at most so many of each section, evenly spread.
+        on_image: called with images done and images in all.
+
+    Returns:
+        What is written to ``eval/inspection.json``; pictures go to ``pictures/inspection/``.
+
+    Raises:
+        UserError: where run, data and masks do not fit.
+    """
+    folder = RunFolder(Path(run))
+    config = folder.read_config()
+    if max_images < 1:
+        raise UserError(f"Expected at least one image, got {max_images}.", exit_code=2)
+    data = load_dataset(folder.dataset, require=("val",))
+    refuse_other_classes(data, load(run, device="cpu").classes)
+    sections = {"val": data.val}
+    masks = config.weak.true_masks if true_masks is None else Path(true_masks)
+    if masks is not None:
+        known = known_samples(data, masks)
+        if config.setting == "weak":
+            background = config.method.background_class
+            known = tuple(with_background(sample, background) for sample in known)
+        sections["unlabeled"] = known
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return inspect_run(
+        folder, data, sections, device=device, max_images=max_images, on_image=on_image
+    )
+
+
+def known_samples(data: Dataset, masks: Path) -> tuple[Sample, ...]:
+    """The unlabelled images of which a folder holds the mask.
+
+    Raises:
+        UserError: where there is none.
+    """
+    known = with_masks_of(data.unlabeled, masks, data.val[0].mask_encoding)
+    if not known:
+        such = f", such as {data.unlabeled[0].name}.png" if data.unlabeled else ""
+        raise UserError(
+            f"{masks} holds no mask of an unlabelled image of the run{such}; name another folder."
+        )
+    return known
+
+
+def make_report(
+    run: str | Path,
+    *,
+    out: str | Path | None = None,
+    look: bool = True,
+    true_masks: str | Path | None = None,
+    max_images: int = 500,
+    on_image: Callable[[int, int], None] = lambda *_: None,
+) -> dict[str, Any]:
+    """Write one HTML page about a run, everything inside.
+
+    Args:
+        run: the run folder. While training goes on the page has what is known by then.
+        out: the file; None takes ``report.html`` in the run folder.
+        look: first :func:`inspect` a run that has ended. Without, the page has what an earlier
+            inspection found.
+        true_masks, max_images, on_image: see :func:`inspect`.
+
+    Returns:
+        ``report`` (the path), ``bytes``, ``pictures`` (images shown), ``ended`` (whether training
+        has) and ``inspection`` (None where there is none).
+
+    Raises:
+        UserError: where there is no run, or run and data do not fit.
+    """
+    folder = RunFolder(Path(run))
+    folder.read_config()
+    folder.refuse_links()
+    ended = folder.model.is_file()
+    inspection = None
+    if look and ended:
+        inspection = inspect(run, true_masks=true_masks, max_images=max_images, on_image=on_image)
+    record = read_record(folder.path)
+    if inspection is None and record.inspection is not None:
+        inspection = record.inspection.model_dump(mode="json")
+    written = write_report(record, folder.path / "report.html" if out is None else Path(out))
+    return {**written, "ended": ended, "inspection": inspection}
+
+
+def compare(runs: Sequence[str | Path], *, out: str | Path | None = None) -> dict[str, Any]:
+    """Compare runs that have ended, grouped by their settings without the seed.
+
+    Args:
+        runs: run folders; the group of the first is what the others are compared with.
+        out: an HTML page to write; None writes none.
+
+    Returns:
+        See :func:`u2pl.report.compare.compare_records`; with a page also ``report``, its path.
+
+    Raises:
+        UserError: where a run has not ended, or there are fewer than two.
+    """
+    result = compare_records([read_record(Path(run)) for run in runs])
+    if out is not None:
+        result["report"] = write_comparison(result, Path(out))["report"]
+    return result
+
+
+def refuse_other_classes(data: Dataset, classes: tuple[str, ...]) -> None:
+    """Raise UserError where a data set has other classes than a run."""
+    if data.classes != classes:
+        raise UserError(
+            f"The run's classes are {', '.join(classes)}; {data.path} has "
+            f"{', '.join(data.classes)}."
+        )

@@ -1,7 +1,8 @@
-"""Text and YAML of files that anybody may have written: plain values, and an end."""
+"""Text, YAML and JSON of files that anybody may have written: plain values, and an end."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,24 @@ def read_bytes(path: Path) -> bytes:
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
         raise OSError(0, "it is no plain file")
     return path.read_bytes()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the JSON objects of a file of one a line; a line that a crash has torn is left out.
+
+    Raises:
+        OSError: see :func:`read_bytes`.
+        ValueError: where no file can have such a path.
+    """
+    rows = []
+    for line in read_bytes(path).decode("utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
 
 
 class _PlainLoader(yaml.SafeLoader):

@@ -19,7 +19,7 @@ from u2pl.config import Config, load_config, save_config
 from u2pl.data.sources import Dataset, split_hash, write_lists
 from u2pl.engine.checkpoint import write_json
 from u2pl.errors import UserError
-from u2pl.plain_files import read_yaml
+from u2pl.plain_files import read_rows, read_yaml
 
 
 @dataclass(frozen=True)
@@ -186,12 +186,4 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole rows of a metrics file; a line that was torn by a crash is left out."""
     if not path.is_file():
         return []
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-    return rows
+    return [row for row in read_rows(path) if isinstance(row.get("step"), int)]

@@ -2,7 +2,7 @@
 
 from u2pl.weak.cam import class_activation_maps
 from u2pl.weak.classifier import TagClassifier, train_classifier
-from u2pl.weak.pipeline import make_seeds
+from u2pl.weak.pipeline import make_seeds, with_background
 from u2pl.weak.refine import refine_maps
 from u2pl.weak.seeds import seed_labels
 
@@ -13,4 +13,5 @@ __all__ = [
     "refine_maps",
     "seed_labels",
     "train_classifier",
+    "with_background",
 ]
