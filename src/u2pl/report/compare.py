@@ -61,10 +61,11 @@ def compare_records(records: Sequence[Record]) -> dict[str, Any]:
         records: runs with an ``eval/val.json``, at least two.
 
     Returns:
-        ``runs``, ``groups`` (``label``, ``runs``, ``n`` seeds, ``mean``, ``deviation`` (of a
-        sample; None for one seed), ``iou`` by class), ``differences`` of each later group from
-        the first, and ``notes`` on what makes the runs hard to compare. docs/reference/cli.md has
-        every key. Figures are the last checkpoint's, on val, in percent.
+        ``runs``, ``groups`` (``label``, ``settings`` in which groups differ, ``runs``, ``n``
+        seeds, ``mean``, ``deviation`` (of a sample; None for one seed), ``iou`` by class),
+        ``differences`` of each later group from the first, and ``notes`` on what makes the runs
+        hard to compare. docs/reference/cli.md has every key. Figures are the last checkpoint's,
+        on val, in percent.
 
     Raises:
         UserError: for fewer than two runs, one that has no result, or one that stands twice.
@@ -74,8 +75,13 @@ def compare_records(records: Sequence[Record]) -> dict[str, Any]:
     members: dict[str, list[Ended]] = {}
     for run in runs:
         members.setdefault(repr(sorted(run.settings.items())), []).append(run)
-    labels = _labels([group[0].settings for group in members.values()])
-    groups = [_group(label, group) for label, group in zip(labels, members.values(), strict=True)]
+    firsts = [group[0] for group in members.values()]
+    settings = [first.settings for first in firsts]
+    labels = _labels(settings, [first.record.config.recipe for first in firsts])
+    varied = differing(settings)
+    groups = [
+        _group(label, group, varied) for label, group in zip(labels, members.values(), strict=True)
+    ]
     return {
         "runs": [_row(run) for run in runs],
         "groups": groups,
@@ -122,16 +128,41 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return settings
 
 
-def _labels(settings: Sequence[dict[str, Any]]) -> list[str]:
-    """What sets each group apart: its setting, and the values in which the groups differ."""
-    varied = [
+def _labels(settings: Sequence[dict[str, Any]], recipes: Sequence[str]) -> list[str]:
+    """A name for each group: no longer than it takes to tell them apart.
+
+    The setting; the recipe, where there are several; then, among groups that are alike so far, at
+    most three of the values in which they differ.
+    """
+    several = len(set(recipes)) > 1
+    names = [
+        f"{recipe}, {one['setting']}" if several else str(one["setting"])
+        for one, recipe in zip(settings, recipes, strict=True)
+    ]
+    labels = []
+    for name, one in zip(names, settings, strict=True):
+        alike = [
+            other for other_name, other in zip(names, settings, strict=True) if other_name == name
+        ]
+        varied = [f"{key}={one[key]}" for key in differing(alike)]
+        more = [f"and {len(varied) - 3} more"] if len(varied) > 3 else []
+        labels.append(", ".join([name, *varied[:3], *more]))
+    return [
+        f"{label} ({labels[: place + 1].count(label)})" if labels.count(label) > 1 else label
+        for place, label in enumerate(labels)
+    ]
+
+
+def differing(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """The keys, but for ``setting``, whose values are not the same in all.
+
+    >>> differing([{"setting": "semi", "a": 1, "b": 2}, {"setting": "adapt", "a": 1, "b": 3}])
+    ['b']
+    """
+    return [
         key
         for key in settings[0]
         if key != "setting" and any(other[key] != settings[0][key] for other in settings)
-    ]
-    return [
-        ", ".join([str(one["setting"]), *(f"{key}={one[key]}" for key in varied)])
-        for one in settings
     ]
 
 
@@ -150,13 +181,14 @@ def _row(run: Ended) -> dict[str, Any]:
     }
 
 
-def _group(label: str, members: Sequence[Ended]) -> dict[str, Any]:
+def _group(label: str, members: Sequence[Ended], varied: Sequence[str]) -> dict[str, Any]:
     rows = [_row(run) for run in members]
     by_seed = _by_seed(rows, "miou")
     means = list(by_seed.values())
     classes = dict.fromkeys(name for run in members for name in run.result.ema.iou)
     return {
         "label": label,
+        "settings": {key: members[0].settings[key] for key in varied},
         "runs": rows,
         "n": len(means),
         "seeds": by_seed,
