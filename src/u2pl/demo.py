@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import yaml
 
-from u2pl.api import make_config, train
+from u2pl.api import make_config, make_report, train
 from u2pl.config import Config
 from u2pl.data.sources import load_dataset
 from u2pl.data.synthetic import write_streets
@@ -118,6 +118,12 @@ DEMOS: dict[str, Demo] = {
 }
 """By setting."""
 
+HIDDEN_MASKS = Path("unlabeled") / "hidden_masks"
+"""In the folder of the streets: what no training sees, and pseudo-labels are measured by."""
+
+REPORTED_IMAGES = 100
+"""Of val, and of the unlabelled streets: the report of a demo takes seconds."""
+
 SEEDS = "seeds"
 """The run folder, and the row of the table, of the seed masks themselves."""
 
@@ -150,7 +156,8 @@ def run_demo(
 
     Returns:
         ``setting``, ``seed``, ``miou`` (method → percent on val, the last checkpoint's teacher),
-        ``miou_student`` likewise, ``iou`` (method → class → percent) and ``seconds``. With tags
+        ``miou_student`` likewise, ``iou`` (method → class → percent), ``seconds`` of painting and
+        training, and ``report``, the page about the run ``u2pl``. With tags
         ``miou`` and ``iou`` begin with ``seeds``, whose figures are over the pixels that they
         label, and ``seeds`` is their :func:`~u2pl.weak.quality.seed_quality`.
 
@@ -188,7 +195,13 @@ def run_demo(
         result["miou"] = {SEEDS: quality["miou_sure"], **result["miou"]}
         result["iou"] = {SEEDS: quality["iou_sure"], **result["iou"]}
         result[SEEDS] = quality
+    result["report"] = str(out / "u2pl" / "report.html")
     write_json(out / "demo.json", result)
+    make_report(
+        out / "u2pl",
+        true_masks=out / "streets" / HIDDEN_MASKS,
+        max_images=REPORTED_IMAGES,
+    )
     return result
 
 
@@ -255,7 +268,7 @@ def plan_jobs(
     streets = out / "streets"
     common: dict[str, Any] = {}
     if demo.tagged:
-        common = {"weak.true_masks": str((streets / "unlabeled" / "hidden_masks").resolve())}
+        common = {"weak.true_masks": str((streets / HIDDEN_MASKS).resolve())}
     jobs = {
         name: Job(
             dataset=streets / ("true.yaml" if method.true_masks else "dataset.yaml"),
@@ -375,11 +388,11 @@ def paint(demo: Demo, out: Path, *, seed: int, overwrite: bool) -> None:
         seed=seed,
         # elsewhere tags come from the true masks, and would be labels in disguise
         with_tags=demo.tagged,
-        keep_hidden_masks=demo.tagged,
+        keep_hidden_masks=True,
     )
     if demo.tagged:
         tree = yaml.safe_load(path.read_text())
         del tree["tags"]
         unlabeled = tree.pop("unlabeled")["images"]
-        tree["labeled"] = {"images": unlabeled, "masks": "unlabeled/hidden_masks"}
+        tree["labeled"] = {"images": unlabeled, "masks": HIDDEN_MASKS.as_posix()}
         (out / "streets" / "true.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))

@@ -62,6 +62,7 @@ def demo(
         f"U2PL+ against {METHOD_NAMES[first]}: {gain:+.1f} mIoU, "
         f"in {result['seconds'] / 60:.1f} minutes. Runs are in {out}."
     )
+    say(f"Look at {result['report']} with a browser.")
     write_result(json_file, result)
 
 
