@@ -51,10 +51,18 @@ class Opened:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(file.as_uri())
-        self.page.wait_for_function(
+        self.wait_for(
             "[...document.querySelectorAll('[data-figure]')]"
             ".every(place => place.querySelector('.main-svg'))"
         )
+
+    def wait_for(self, condition: str) -> None:
+        """Wait until an expression is true; Playwright's own way the page's policy forbids."""
+        for _ in range(200):
+            if self.page.evaluate(condition):
+                return
+            self.page.wait_for_timeout(50)
+        raise AssertionError(f"never came true: {condition}")
 
     def background(self) -> str:
         color: str = self.page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -102,7 +110,7 @@ def test_page_follows_the_system_while_it_is_open(browser: Any, report: Path) ->
     opened = Opened(browser, report, width=1280, scheme="light")
     before = opened.text_of_charts()
     opened.page.emulate_media(color_scheme="dark")
-    opened.page.wait_for_function(
+    opened.wait_for(
         f"getComputedStyle(document.querySelector('.main-svg .xtick text')).fill !== '{before}'"
     )
     assert opened.background() == "rgb(18, 22, 27)"
