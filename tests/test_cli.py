@@ -209,11 +209,65 @@ def test_demo_prints_its_table_and_writes_the_promised_keys(
     assert "mean" in shown
     written = json.loads(result.read_text())
     assert {"setting", "seed", "miou", "seconds"} <= set(written)
+    assert written["report"] == str(out / "u2pl" / "report.html")
+    assert f"Look at {written['report']} with a browser." in shown
+    inspection = json.loads((out / "u2pl/eval/inspection.json").read_text())
+    assert list(inspection["sections"]) == ["val", "unlabeled"]
     assert set(written["miou"]) == {first, "no_contrast", "u2pl"}
 
     assert u2pl("demo", *arguments) == 1
     assert "already holds a demo" in capsys.readouterr().err
     assert u2pl("demo", *arguments, "--overwrite") == 0
+
+
+def test_report_of_a_run_is_one_file(
+    root: Path, tmp_path: Path, u2pl: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(root / "run", tmp_path / "run")
+    result, page = tmp_path / "a.json", tmp_path / "pages" / "a.html"
+    assert u2pl("report", run, "--out", page, "--images", 2, "--json", result) == 0
+    shown = capsys.readouterr().out
+    assert "val, 2 images: the surest " in shown
+    assert f"Wrote {page}" in shown
+    written = json.loads(result.read_text())
+    assert (written["pictures"], written["ended"]) == (2, True)
+    assert written["bytes"] == page.stat().st_size
+    assert written["inspection"] == json.loads((run / "eval/inspection.json").read_text())
+    # the page alone, of what was found before
+    (run / "dataset.yaml").unlink()
+    assert u2pl("report", run) == 1
+    assert "dataset.yaml does not exist" in capsys.readouterr().err
+    assert u2pl("report", run, "--no-inspect", "--json", result) == 0
+    assert json.loads(result.read_text())["report"] == str(run / "report.html")
+
+
+def test_report_of_a_run_that_goes_on_has_its_curves(
+    root: Path, tmp_path: Path, u2pl: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(root / "run", tmp_path / "run")
+    (run / "model.json").unlink()
+    (run / "eval/val.json").unlink()
+    assert u2pl("report", run) == 0
+    assert "Training has not ended" in capsys.readouterr().out
+    assert (run / "report.html").is_file()
+    assert u2pl("report", tmp_path) == 1
+    assert "holds no run" in capsys.readouterr().err
+
+
+def test_runs_are_compared(
+    root: Path, tmp_path: Path, u2pl: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = shutil.copytree(root / "run", tmp_path / "other")
+    config = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(config.replace("  seed: 0", "  seed: 1"))
+    result, page = tmp_path / "a.json", tmp_path / "a.html"
+    assert u2pl("compare", root / "run", other, "--out", page, "--json", result) == 0
+    assert "Note: " in capsys.readouterr().out
+    (group,) = json.loads(result.read_text())["groups"]
+    assert (group["n"], group["deviation"]) == (2, 0.0)
+    assert page.is_file()
+    assert u2pl("compare", root / "run") == 2
+    assert "at least two runs" in capsys.readouterr().err
 
 
 def test_training_from_tags_tells_its_stages(

@@ -50,6 +50,10 @@ def test_demo_trains_three_times_on_the_same_streets(tmp_path: Path) -> None:
         assert set(result[key]) == {"supervised", "no_contrast", "u2pl"}
     assert all(0 <= value <= 100 for value in result["miou"].values())
     assert result["seconds"] > 0
+    assert result["report"] == str(out / "u2pl" / "report.html")
+    inspection = json.loads((out / "u2pl" / "eval" / "inspection.json").read_text())
+    assert inspection["sections"]["unlabeled"]["images"] == 3
+    assert (out / "u2pl" / "report.html").is_file()
     assert json.loads((out / "demo.json").read_text()) == result
     dataset = load_dataset(out / "streets")
     counts = {name: len(samples) for name, samples in dataset.sections.items()}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from u2pl.plain_files import parse_yaml, read_bytes, read_text, read_yaml
+from u2pl.plain_files import parse_yaml, read_bytes, read_rows, read_text, read_yaml
 
 
 def test_yaml_is_read_as_plain_values() -> None:
@@ -73,3 +73,9 @@ def test_what_may_have_no_end_is_not_opened(tmp_path: Path) -> None:
         read_bytes(tmp_path)
     with pytest.raises(ValueError, match="null"):
         read_bytes(tmp_path / "a\0b")
+
+
+def test_torn_line_costs_no_other_row(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b'{"a": 1}\n{"a": \n[2]\n\xff\n' + b"[" * 10_000 + b'\n{"a": 3}\n')
+    assert read_rows(file) == [{"a": 1}, {"a": 3}]
