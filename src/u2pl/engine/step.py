@@ -552,8 +552,12 @@ def supervised_loss(
 ) -> Tensor:
     """Eq. 2 of a part of the batch; OHEM ranks the pixels of its part alone."""
     if not config.train.ohem:
-        return losses.cross_entropy(
-            logits, labels, ignore_index=state.ignore_index, num_pixels=num_labeled
+        return losses.symmetric_cross_entropy(
+            logits,
+            labels,
+            ignore_index=state.ignore_index,
+            reverse_weight=config.method.labeled_symmetric_weight,
+            num_pixels=num_labeled,
         )
     mean = losses.ohem_cross_entropy(
         logits,
