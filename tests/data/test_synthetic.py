@@ -12,6 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from u2pl.data import synthetic
 from u2pl.data.synthetic import CLASSES, COLORS, paint_scene, write_streets
 from u2pl.errors import UserError
 
@@ -183,6 +184,13 @@ class TestWriteStreets:
             with (tmp_path / name / "tags.csv").open(newline="") as file:
                 counts.append(sum(len(r["classes"].split(";")) for r in csv.DictReader(file)) / 20)
         assert counts[1] < counts[0] - 1
+
+    def test_close_up_is_of_a_small_thing_as_often_as_of_a_large_one(self) -> None:
+        mask = np.zeros((20, 30), np.uint8)
+        mask[3, 7] = 6
+        chance = np.random.default_rng(0)
+        small = [synthetic._draw_pixel(mask, chance) == (3, 7) for _ in range(400)]
+        assert 0.4 < np.mean(small) < 0.6  # 600 to 1 by area
 
     def test_chosen_streets_show_rare_classes_better(self, tmp_path: Path) -> None:
         pixels = []

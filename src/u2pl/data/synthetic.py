@@ -55,8 +55,9 @@ def write_streets(
         style: a name in :data:`STYLES`, for the labelled images.
         unlabeled_style: for the unlabelled images; None is ``style``.
         val_style: for the val and test images; None is ``style``.
-        zoom: range of a uniform factor z, at least 1: the picture is a window of ``size`` anywhere
-            in a view painted z times as large. A close-up shows fewer classes, and larger.
+        zoom: range of a uniform factor z, at least 1: the picture is a window of ``size`` in a view
+            painted z times as large, around a pixel of any of its classes, each as likely. A
+            close-up shows fewer classes, and larger, and small things as often as others.
         choose_from: paint so many scenes for each labelled one, and label the one that best shows
             what those before it lack, as somebody would who pays for every label: the one with
             the largest ``Σ_c log(1 + pixels of c so far)``.
@@ -152,10 +153,18 @@ def _take_picture(
     factor = generator.uniform(*zoom)
     view = (round(height * factor), round(width * factor))
     image, mask = paint_scene(size=view, style=style, generator=generator)
-    top = int(generator.integers(view[0] - height + 1))
-    left = int(generator.integers(view[1] - width + 1))
+    row, column = _draw_pixel(mask, generator)
+    top = min(max(row - height // 2, 0), view[0] - height)
+    left = min(max(column - width // 2, 0), view[1] - width)
     window = (slice(top, top + height), slice(left, left + width))
     return image[window], mask[window]
+
+
+def _draw_pixel(mask: _Bytes, generator: np.random.Generator) -> tuple[int, int]:
+    """Row and column of a pixel whose class is any that the mask shows, each as likely."""
+    rows, columns = np.nonzero(mask == generator.choice(np.unique(mask)))
+    index = int(generator.integers(len(rows)))
+    return int(rows[index]), int(columns[index])
 
 
 def _check_numbers(numbers: dict[str, int]) -> None:
