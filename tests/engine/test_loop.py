@@ -4,7 +4,6 @@ import errno
 import json
 import re
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +18,11 @@ from u2pl.config import Config
 from u2pl.data.sources import Dataset, load_dataset
 from u2pl.engine import loop
 from u2pl.engine.evaluate import Evaluation
-from u2pl.engine.loop import Interrupted, Progress, check_against_data, fit, noticing_signals
+from u2pl.engine.loop import Interrupted, Progress, check_against_data, fit
 from u2pl.engine.run_folder import RunFolder, read_metrics
 from u2pl.engine.state import TrainState
 from u2pl.errors import UserError
+from u2pl.signals import STOP_SIGNALS
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +298,7 @@ def test_update_that_spoils_the_weights_is_not_saved(
 def test_signal_ends_the_step_and_saves(
     number: signal.Signals, dataset: Dataset, tmp_path: Path
 ) -> None:
-    before = [signal.getsignal(n) for n in loop.STOP_SIGNALS]
+    before = [signal.getsignal(n) for n in STOP_SIGNALS]
 
     def interrupt(progress: Progress) -> None:
         if progress.step == 2:
@@ -307,7 +307,7 @@ def test_signal_ends_the_step_and_saves(
     with pytest.raises(Interrupted) as caught:
         start(tiny_config(), dataset, tmp_path / "a", on_progress=interrupt)
     assert caught.value.step == step_of(tmp_path / "a") == 2
-    assert [signal.getsignal(n) for n in loop.STOP_SIGNALS] == before
+    assert [signal.getsignal(n) for n in STOP_SIGNALS] == before
     assert caught.value.exit_code == 75
     result = fit(tiny_config(), dataset, RunFolder(tmp_path / "a"), resume=True)
     assert result["finished"]
@@ -337,30 +337,6 @@ def test_signal_that_comes_after_the_question_whether_to_save_loses_nothing(
     with pytest.raises(Interrupted) as caught:
         start(tiny_config(), dataset, tmp_path / "a")
     assert step_of(tmp_path / "a") == caught.value.step
-
-
-def test_second_signal_ends_the_process_as_usual() -> None:
-    with noticing_signals() as asked:
-        assert not asked()
-        signal.raise_signal(signal.SIGINT)
-        assert asked()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-
-
-def test_outside_the_main_thread_no_signal_is_taken() -> None:
-    answers: list[bool] = []
-
-    def work() -> None:
-        with noticing_signals() as asked:
-            answers.append(asked())
-
-    before = signal.getsignal(signal.SIGINT)
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert answers == [False]
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 # the disk
