@@ -262,7 +262,6 @@ class Runner:
         self.scores: dict[str, Evaluation] = {}
         self.scored_at = -1
         self.failure = FirstFailure(fabric.device)
-        self.num_skipped = torch.zeros((), device=fabric.device)
         self.watch = Watchdog(config.train.watchdog_minutes, folder.path, exit_code=RESUME_ME)
 
     def run(self, stop: int) -> dict[str, Any]:
@@ -279,9 +278,6 @@ class Runner:
                 )
                 step, last = self.state.step, self.state.step == stop
                 self.failure.look(step, values)
-                if "skipped" in values:
-                    self.num_skipped += values.pop("skipped")
-                    values["skipped_updates"] = self.num_skipped
                 if self.fabric.device.type == "cpu":  # there is nothing to wait for
                     self.require_finite()
                 if step % self.config.train.log_every == 0 or last:
