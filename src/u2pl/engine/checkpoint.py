@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from u2pl.data.images import write_whole
@@ -66,7 +67,7 @@ def save_checkpoint(path: Path, state: dict[str, Any], *, keep: int = 1) -> None
             torch.save(state, temporary)
             _flush(temporary)
         except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
-            reason = error.strerror if isinstance(error, OSError) else str(error).split("\n")[0]
+            reason = _why_not_written(temporary, error)
             raise UserError(
                 f"Cannot write the checkpoint {path} ({reason}); what was saved before is kept. "
                 "Free space or mend the disk, then go on with --resume."
@@ -77,6 +78,21 @@ def save_checkpoint(path: Path, state: dict[str, Any], *, keep: int = 1) -> None
                 os.replace(younger, older_checkpoint(path, age))
 
     write_whole(path, write)
+
+
+def _why_not_written(path: Path, error: Exception) -> str:
+    """The system's word for what torch's writer has failed at.
+
+    torch tells of a place in its own code; another write to the same file fails for the reason
+    itself, such as "No space left on device".
+    """
+    try:
+        with path.open("ab") as file:
+            file.write(bytes(2**20))
+            os.fsync(file.fileno())
+    except OSError as reason:
+        return str(reason.strerror)
+    return getattr(error, "strerror", None) or str(error).split("\n")[0]
 
 
 def older_checkpoint(path: Path, age: int) -> Path:
@@ -177,11 +193,11 @@ def save_weights(path: Path, state: dict[str, Tensor]) -> None:
 
     def write(temporary: Path) -> None:
         try:
-            save_file(plain, temporary, metadata=metadata)
-        except SafetensorError as error:  # what its writer raises on a full disk, too
+            temporary.write_bytes(save_tensors(plain, metadata))
+        except OSError as error:
             raise UserError(
-                f"Cannot write the weights {path} ({error}); what was saved before is kept. Free "
-                "space or mend the disk, then go on with --resume."
+                f"Cannot write the weights {path} ({error.strerror}); what was saved before is "
+                "kept. Free space or mend the disk, then go on with --resume."
             ) from None
 
     write_atomically(path, write)
