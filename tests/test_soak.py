@@ -38,7 +38,7 @@ def a_row(**changes: float) -> Row:
 
 def judge(record: Record, **changes: float) -> Outcome:
     """Compare something with what one process alone has found."""
-    return compare(([a_row()], [a_row(**changes)]), ({1: a_record()}, {1: record}))
+    return compare(([a_row()], {1: a_record()}), ([a_row(**changes)], {1: record}))
 
 
 def test_equal_runs_are_compared_in_all() -> None:

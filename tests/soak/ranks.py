@@ -43,6 +43,9 @@ ANCHORS_FROM = 0.3  # method.anchor_threshold, at its default
 NAMES = ("loss", "loss_s", "loss_u", "loss_c", "entropy_threshold", "negatives_offered")
 Record = dict[str, Tensor]
 Row = dict[str, Any]
+Run = tuple[list[Row], dict[int, Record]]
+DATA: dict[str, Any] = {"num_labeled": 6, "num_unlabeled": 9, "size": (40, 40)}
+RECORDED = str(Path(__file__).with_name("recorded.py"))
 
 
 @dataclass
@@ -63,24 +66,38 @@ class Outcome:
     queues_to: int = 0
 
 
-def train(dataset: Path, run: RunFolder, size: int, words: list[str]) -> dict[int, Record]:
-    """Train with so many processes; return what they have recorded, by step from 1.
+def settings(seed: int) -> list[str]:
+    """The words of the command line that all of the trainings share."""
+    changes = SETTINGS | {"data.batch_labeled": 4, "data.batch_unlabeled": 8, "train.seed": seed}
+    return ["--recipe", "demo", *assignments(changes)]
+
+
+def train(dataset: Path, run: RunFolder, size: int, words: list[str]) -> None:
+    """Train with so many processes, which leave records beside the run.
 
     Raises:
         RuntimeError: with the message of a process that has failed.
     """
-    kept = run.path.with_name(f"records-{size}")
-    program = [str(Path(__file__).with_name("recorded.py")), str(kept)]
+    program = [RECORDED, str(records_of(run))]
     ended = finish(start(dataset, run.path, size, settings=words, program=program), seconds=900)
     for status, _, error in ended:
         if status:
             raise RuntimeError(error)
-    found = {}
+
+
+def records_of(run: RunFolder) -> Path:
+    """Where the processes of a run leave their records."""
+    return run.path.with_name(f"{run.path.name}-records")
+
+
+def read_run(run: RunFolder, size: int) -> Run:
+    """The rows of a run of so many processes, and its records by step from 1."""
+    kept, found = records_of(run), {}
     for step in sorted({int(file.stem.split("-")[0]) for file in kept.iterdir()}):
         parts = [torch.load(kept / f"{step}-{rank}.pt") for rank in range(size)]
         whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         found[step + 1] = whole | {name: parts[0][name] for name in ("threshold", "keys")}
-    return found
+    return [row for row in read_metrics(run.metrics) if row["kind"] == "train"], found
 
 
 def decisions(record: Record) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -115,15 +132,14 @@ def look_at_pixels(step: int, ours: Record, theirs: Record, outcome: Outcome) ->
     return bool(tied), on_grid or any("probs" in line for line in tied)
 
 
-def compare(
-    rows: tuple[list[Row], list[Row]], kept: tuple[dict[int, Record], dict[int, Record]]
-) -> Outcome:
+def compare(alone: Run, together: Run) -> Outcome:
     """Compare the metrics and records of a run with those of one process alone."""
+    (rows, kept), (other_rows, other_kept) = alone, together
     outcome, tied_before = Outcome(), False
-    for ours, theirs in zip(*rows, strict=True):
+    for ours, theirs in zip(rows, other_rows, strict=True):
         step, tied, tied_on_grid = ours["step"], False, False
-        if step in kept[0]:
-            mine, other = kept[0][step], kept[1][step]
+        if step in kept:
+            mine, other = kept[step], other_kept[step]
             tied, tied_on_grid = look_at_pixels(step, mine, other, outcome)
             tied_before |= tied_on_grid
             if not tied_before:
@@ -143,37 +159,37 @@ def compare(
     return outcome
 
 
+def show(outcomes: dict[str, Outcome]) -> int:
+    """Print what comparisons have found, the figures of all last; return the exit status."""
+    for who, outcome in outcomes.items():
+        for kind, lines in {"tie": outcome.ties, "FAULT": outcome.faults}.items():
+            for line in lines:
+                print(f"{who} against 1 process, {kind}: {line}")
+        for name, worst in outcome.worst.items():
+            print(
+                f"{who} against 1 process, {name}: {worst:.1e} over {outcome.compared[name]} steps"
+            )
+        print(f"{who} against 1 process, queues: compared up to step {outcome.queues_to}")
+    ties, faults = (sum(len(getattr(o, k)) for o in outcomes.values()) for k in ("ties", "faults"))
+    worst = max(max(outcome.worst.values()) for outcome in outcomes.values())
+    print(f"compared with 1 process: {', '.join(outcomes)}; decided by rounding: {ties} pixels")
+    print(f"largest relative difference: {worst:.1e}; faults: {faults}")
+    return 1 if faults else 0
+
+
 def main() -> int:
     """Train and compare; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=1)
     seed = parser.parse_args().seed
-    changes = SETTINGS | {"data.batch_labeled": 4, "data.batch_unlabeled": 8, "train.seed": seed}
-    words = ["--recipe", "demo", *assignments(changes)]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        dataset = write_dataset(folder / "data", num_labeled=6, num_unlabeled=9, size=(40, 40))
-        runs = {size: RunFolder(folder / str(size)) for size in (1, 2, 4)}
-        kept = {size: train(dataset, run, size, words) for size, run in runs.items()}
-        rows = {
-            size: [row for row in read_metrics(run.metrics) if row["kind"] == "train"]
-            for size, run in runs.items()
-        }
-    outcomes = {size: compare((rows[1], rows[size]), (kept[1], kept[size])) for size in (2, 4)}
-    for size, outcome in outcomes.items():
-        against = f"{size} processes against 1"
-        for line in (*outcome.ties, *outcome.faults):
-            print(f"{against}, {'tie' if line in outcome.ties else 'FAULT'}: {line}")
-        for name, worst in outcome.worst.items():
-            print(f"{against}, {name}: {worst:.1e} over {outcome.compared[name]} steps")
-        print(f"{against}, queues: equal to 1e-5 up to step {outcome.queues_to}")
-    ties, faults = (sum(len(getattr(o, k)) for o in outcomes.values()) for k in ("ties", "faults"))
-    worst = max(max(outcome.worst.values()) for outcome in outcomes.values())
-    print(
-        f"ranks compared: 1, 2 and 4, over {len(rows[1])} steps; decided by rounding: {ties} pixels"
-    )
-    print(f"largest relative difference: {worst:.1e}; faults: {faults}")
-    return 1 if faults else 0
+        dataset = write_dataset(folder / "data", **DATA)
+        runs = {}
+        for size in (1, 2, 4):
+            train(dataset, RunFolder(folder / str(size)), size, settings(seed))
+            runs[size] = read_run(RunFolder(folder / str(size)), size)
+    return show({f"{size} processes": compare(runs[1], runs[size]) for size in (2, 4)})
 
 
 if __name__ == "__main__":
