@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from soak.__main__ import Part, run
 from soak.ranks import Outcome, Record, Row, compare
 
 
@@ -78,3 +79,14 @@ def test_what_rounding_cannot_do_is_a_fault(name: str, value: Any) -> None:
 def test_other_loss_without_a_tie_is_a_fault(name: str) -> None:
     (fault,) = judge(a_record(), **{name: 9.01}).faults
     assert fault.startswith(f"step 1: {name} differs by ")
+
+
+# all parts together
+
+
+def test_figures_are_the_lines_from_the_first_that_begins_so(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    program = "print('at work'); print('kills: 2'); print('torn: 0'); raise SystemExit(3)"
+    assert run(Part("kills", ("-c", program), "kills: ")) == (3, ["kills: 2", "torn: 0"])
+    assert capfd.readouterr().out == "at work\nkills: 2\ntorn: 0\n"
