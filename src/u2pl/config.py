@@ -256,6 +256,9 @@ class WeakSettings(Settings):
     miss what its tags name."""
     output_stride: Literal[8, 16, 32] = 16
     """Of the classifier's grid, in pixels [R: IRN]; plain vision transformers have their patch."""
+    pooling_sharpness: float = Field(0.0, ge=0)
+    """r of the classifier's pooling [R]: 0 is the mean [R: IRN]; a larger one is nearer to the
+    maximum, for things that are small in their images."""
     cam_scales: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.5, 1.0, 1.5, 2.0), min_length=1
     )
