@@ -11,6 +11,8 @@ from rich.table import Table
 from u2pl.cli.console import JsonOption, as_it_is, console, say, write_result
 from u2pl.data.check import check_dataset
 from u2pl.data.sources import load_dataset
+from u2pl.data.split import Split, import_split, split_dataset
+from u2pl.errors import UserError
 
 
 def check(
@@ -38,3 +40,50 @@ def check(
     if report["errors"]:
         raise typer.Exit(1)
     say(f"No errors, {len(report['warnings'])} warnings.")
+
+
+def split(
+    dataset: Annotated[Path, typer.Argument(help="A dataset.yaml, or its folder.")],
+    labeled: Annotated[
+        list[str] | None,
+        typer.Option(help="How much to label: 1/16, 0.05 or 23 images. May be given again."),
+    ] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Of the choice. May be given again. [default: 0]")
+    ] = None,
+    import_list: Annotated[
+        Path | None,
+        typer.Option("--import", help="Take the labelled images of this list.", dir_okay=False),
+    ] = None,
+    import_unlabeled: Annotated[
+        Path | None,
+        typer.Option(help="With --import: the unlabelled ones, too.", dir_okay=False),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="With --import: of the new file, without suffix.")
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Label few images of many: nested lists, stratified by class pixels, or published ones."""
+    if import_list is None:
+        if import_unlabeled is not None or name is not None:
+            raise UserError("--import-unlabeled and --name need --import.", exit_code=2)
+        if not labeled:
+            raise UserError("Expected --labeled 1/16, or --import LIST; give one.", exit_code=2)
+        splits = split_dataset(dataset, labeled=labeled, seeds=seed or [0])
+    else:
+        if labeled or seed:
+            raise UserError("Expected --labeled or --import, got both; give one.", exit_code=2)
+        splits = [import_split(dataset, labeled=import_list, unlabeled=import_unlabeled, name=name)]
+    for made in splits:
+        say(_describe(made))
+    write_result(json_file, {"splits": [made.to_json() for made in splits]})
+
+
+def _describe(made: Split) -> str:
+    """One line of what was written, and of what the labelled images lack."""
+    text = (
+        f"{made.path}: {len(made.labeled)} labelled, {made.num_unlabeled} unlabelled; "
+        f"class shares within {100 * made.share_difference:.2f} points"
+    )
+    return text + (f"; no pixel of {', '.join(made.absent)}." if made.absent else ".")
