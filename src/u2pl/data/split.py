@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -247,7 +248,7 @@ def _write_splits(
     _refuse_other_content(files)
     new = [file for file in files if not os.path.lexists(file)]
     for file, text in files.items():
-        write_whole(file, lambda place, text=text: place.write_text(text, encoding="utf-8"))
+        write_whole(file, partial(Path.write_text, data=text, encoding="utf-8"))
     try:
         return [
             _read_back(dataset, pixels, name, chosen, unlabeled[name]) for name, _, chosen in made
@@ -409,9 +410,8 @@ def _listed(path: Path, samples: Sequence[Sample], where: str) -> list[int]:
 
 def _by_any_name(samples: Sequence[Sample]) -> dict[str, int]:
     """Return samples by every end of their path, and without a tail that all names share."""
-    names = [sample.name for sample in samples]
-    tail = os.path.commonprefix([name[::-1] for name in names])[::-1] if len(names) > 1 else ""
-    tail = tail[tail.rfind("_") :] if "_" in tail else ""  # such as _leftImg8bit
+    tails = {"".join(sample.name.rpartition("_")[1:]) for sample in samples}
+    tail = tails.pop() if len(tails) == 1 else ""  # such as _leftImg8bit
     ends: dict[str, set[int]] = {}
     for index, sample in enumerate(samples):
         place = sample.image.with_suffix("").as_posix()
