@@ -32,6 +32,7 @@ app.command(epilog="Example: `u2pl evaluate runs/a --split test --weights studen
 app.command(epilog="Example: `u2pl predict runs/a photos --out labelled`")(predict.predict)
 app.command(epilog="Example: `u2pl doctor --self-test`")(doctor.doctor)
 
+data_app.command(epilog="Example: `u2pl data init photos`")(data.init)
 data_app.command(epilog="Example: `u2pl data check dataset.yaml`")(data.check)
 data_app.command(epilog="Example: `u2pl data split dataset.yaml --labeled 1/16 --seed 0 --seed 1`")(
     data.split

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,9 +12,67 @@ from rich.table import Table
 
 from u2pl.cli.console import JsonOption, as_it_is, console, say, write_result
 from u2pl.data.check import check_dataset
+from u2pl.data.init import FORMATS, init_dataset
 from u2pl.data.sources import load_dataset
 from u2pl.data.split import Split, import_split, split_dataset
 from u2pl.errors import UserError
+
+
+class UncoveredChoice(str, Enum):
+    """What pixels without an annotation are."""
+
+    background = "background"
+    ignore = "ignore"
+
+
+def init(
+    source: Annotated[Path, typer.Argument(help="A folder, a .json, or CVAT's .zip.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write. [default: dataset.yaml in the folder]")
+    ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(help=f"{', '.join(FORMATS)}. [default: found out]"),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Where the images are that annotations name.")
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Names by commas, in the order of their ids.")
+    ] = None,
+    val: Annotated[
+        str | None,
+        typer.Option(help="Hold this out where there is no val: 1/5, 0.2, or a number of images."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of that choice.", min=0)] = 0,
+    uncovered: Annotated[
+        UncoveredChoice | None,
+        typer.Option(help="What pixels without an annotation are. [default: background]"),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a dataset.yaml that is there.")
+    ] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Look at a folder and write its dataset.yaml: classes, kind of masks, sections, and why."""
+    names = None if classes is None else tuple(name.strip() for name in classes.split(","))
+    result = init_dataset(
+        source,
+        out=out,
+        format=format,
+        images=images,
+        classes=names,
+        val=val,
+        seed=seed,
+        uncovered=None if uncovered is None else uncovered.value,
+        overwrite=overwrite,
+    )
+    say(f"Format: {result.format}.")
+    for sentence in result.conclusions:
+        say(sentence)
+    sections = ", ".join(f"{n} {len(rows)}" for n, rows in result.dataset.sections.items() if rows)
+    say(f"Wrote {result.path}: {sections}. Next: u2pl data check {shlex.quote(str(result.path))}")
+    write_result(json_file, result.to_json())
 
 
 def check(
