@@ -12,6 +12,7 @@ from rich.table import Table
 
 from u2pl.cli.console import JsonOption, as_it_is, console, say, write_result
 from u2pl.data.check import check_dataset
+from u2pl.data.check_page import write_check_page
 from u2pl.data.init import FORMATS, init_dataset
 from u2pl.data.sources import load_dataset
 from u2pl.data.split import Split, import_split, split_dataset
@@ -77,11 +78,16 @@ def init(
 
 def check(
     dataset: Annotated[Path, typer.Argument(help="A dataset.yaml, or its folder.")],
+    html: Annotated[
+        Path | None,
+        typer.Option(help="Write a page with images under their masks.", dir_okay=False),
+    ] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Open every file: pairs, sizes, ids, corrupt images, images in two splits; 1 on errors."""
     data = load_dataset(dataset)
-    report = check_dataset(data).to_json()
+    found = check_dataset(data)
+    report = found.to_json()
     table = Table(title=as_it_is(data.path))
     for column in ("id", "class", "images", "pixels"):
         table.add_column(column, justify="left" if column == "class" else "right")
@@ -97,6 +103,9 @@ def check(
         for finding in report[kind]:
             say(f"{kind[:-1]}: {finding['file']}: {finding['what']}; {finding['remedy']}")
     write_result(json_file, report)
+    if html is not None:
+        write_check_page(html, data, found)
+        say(f"Wrote {html}.")
     if report["errors"]:
         raise typer.Exit(1)
     say(f"No errors, {len(report['warnings'])} warnings.")
