@@ -53,3 +53,31 @@ def test_malformed_split_is_a_sentence_and_status_2(
     answer = run_u2pl("data", "split", write_dataset(tmp_path), *arguments)
     assert answer.status == 2
     assert sentence in answer.err
+
+
+def test_folder_becomes_a_data_set_that_is_checked_and_shown(tmp_path: Path) -> None:
+    folder = tmp_path / "my photos"
+    write_dataset(folder).unlink()
+    answer = run_u2pl(
+        "data", "init", folder, "--classes", "ground, wall, tree", "--json", tmp_path / "i"
+    )
+    assert (answer.status, answer.err) == (0, "")
+    assert "labeled: 4 images of images/ with masks of masks/." in answer.out
+    assert f"Next: u2pl data check '{folder}/dataset.yaml'" in answer.out
+    keys = {"dataset", "format", "conclusions", "classes", "mask_format", "ignore_index"}
+    assert keys | {"sections", "made"} == set(json.loads((tmp_path / "i").read_text()))
+    answer = run_u2pl("data", "check", folder, "--html", tmp_path / "page.html")
+    assert answer.status == 0
+    assert "<h1>my photos</h1>" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    again = run_u2pl("data", "init", folder)
+    assert again.status == 1
+    assert "is there already; give --overwrite" in again.err
+    assert run_u2pl("data", "init", folder, "--format", "yolo", "--overwrite").status == 2
+
+
+def test_page_is_written_where_there_are_errors_too(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path)
+    (tmp_path / "masks/labeled_0.png").write_bytes(b"torn")
+    answer = run_u2pl("data", "check", path, "--html", tmp_path / "page.html")
+    assert answer.status == 1
+    assert "1 error" in (tmp_path / "page.html").read_text(encoding="utf-8")

@@ -27,7 +27,8 @@ _EDGE_STEPS = 15.0  # of a standard deviation of the edges, which are kept in 8 
 _IN_PLACE = 2.5  # a score that masks of other images hardly reach
 _STRONG = 3.0  # that a mask must have in the place where it is said to belong
 _LEAD = 1.2  # of that place before where the mask is
-_NEAREST = 2  # pixels at the working size; less is rounding
+_NEAREST = 2.8  # pixels at the working size, 3 %; by less, coarse masks miss their edges
+_FARTHEST = 0.2  # of a side; scores at the rim of what is looked at are mostly chance
 _FEWEST_FOR_RULE = 6  # masks; of fewer a rule may be chance
 _MOST_ODD = 0.5  # of all masks out of place: single ones are told up to here, above a rule alone
 
@@ -151,8 +152,8 @@ def _candidates(
     assert item is not None
     height, width = item.size
     found = []
-    if max(abs(step) for step in fit.offset) >= _NEAREST:
-        shift = (fit.offset[0] / height, fit.offset[1] / width)
+    shift = (fit.offset[0] / height, fit.offset[1] / width)
+    if np.hypot(*fit.offset) >= _NEAREST and max(map(abs, shift)) <= _FARTHEST:
         found.append(Oddity(index, "shifted", fit.best, shift=shift))
     if fit.here < _IN_PLACE:
         edges, borders = _as_floats(item), _unpacked(item)

@@ -14,6 +14,15 @@ from typing import IO
 from u2pl.data.images import refuse_way_out, write_whole
 from u2pl.errors import UserError, is_clean, shown
 
+_TORN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    OSError,  # of places before the file's beginning
+    ValueError,
+    NotImplementedError,  # a compression that zipfile does not know
+    RuntimeError,  # its word for a password
+)
 _MOST_MEMBERS = 1_000_000
 _MOST_GROWTH = 200  # times the archive's size; masks of few classes shrink to a hundredth
 _ALLOWANCE = 100_000_000  # bytes that any archive may unpack to
@@ -41,7 +50,7 @@ def unpack(archive: Path, folder: Path, *, wanted: Callable[[str], bool]) -> lis
                     write_whole(place, partial(_copy, source))
     except FileNotFoundError:
         raise UserError(f"{archive} does not exist; check the path.") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except _TORN as error:
         raise UserError(f"{archive} cannot be unpacked ({error}); export it again.") from None
     return [member.filename for member in members]
 
