@@ -32,12 +32,10 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --doctest-modules src -q -p no:cacheprovider
 
-# The long forms of what the tests promise, the figures of each part last: processes compared, kills
-# at random moments, bad input by the ten thousand.
+# The long forms of what the tests promise: processes and nodes compared, kills at random moments,
+# bad input by the ten thousand. The figures of all of them come last.
 soak: $(STAMP)
-	$(BIN)/python tests/soak/ranks.py
-	$(BIN)/python tests/soak/kills.py --kills 20
-	U2PL_SOAK=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz -q -n 0 $(ARGS)
+	$(BIN)/python tests/soak $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

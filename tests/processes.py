@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tiny import assignments, tiny_overrides
@@ -26,8 +27,23 @@ SETTINGS = tiny_overrides(
 )
 
 
-def start(dataset: Path, out: Path, size: int, *, settings: list[str] | None = None) -> Processes:
-    """Start ``u2pl train`` as torchrun would, without its agent."""
+def start(
+    dataset: Path,
+    out: Path,
+    size: int,
+    *,
+    settings: list[str] | None = None,
+    program: Sequence[str] = ("-m", "u2pl.cli"),
+) -> Processes:
+    """Start ``u2pl train`` as torchrun would, without its agent.
+
+    Args:
+        dataset: what it reads.
+        out: what it writes.
+        size: processes.
+        settings: the words behind; None for :data:`SETTINGS`.
+        program: what Python runs in place of ``u2pl``.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -43,7 +59,7 @@ def start(dataset: Path, out: Path, size: int, *, settings: list[str] | None = N
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
             }
-        command = [sys.executable, "-m", "u2pl.cli", "train", str(dataset), "--out", str(out)]
+        command = [sys.executable, *program, "train", str(dataset), "--out", str(out)]
         processes.append(
             subprocess.Popen(
                 [*command, *words],

@@ -305,3 +305,9 @@ def test_settings_file_that_would_crash_a_yaml_reader_is_named(tmp_path: Path, t
     path.write_text(text)
     with pytest.raises(UserError, match=r"config\.yaml is not a YAML file"):
         config.load_config(path)
+
+
+def test_ohem_and_distrust_of_labels_contradict_each_other() -> None:
+    changes = {"train.ohem": True, "method.labeled_symmetric_weight": 0.1}
+    with pytest.raises(UserError, match=r"train\.ohem seeks .* leave one of them out"):
+        Config().with_overrides(changes)

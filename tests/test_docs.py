@@ -55,3 +55,23 @@ def test_every_linked_file_exists(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)", page.read_text())
     local = [target for target in targets if not target.startswith(("http:", "https:", "mailto:"))]
     assert [target for target in local if not (page.parent / target).exists()] == []
+
+
+def test_commands_that_prove_a_promise_name_tests_that_are_there() -> None:
+    """Each word behind -k is in the name of a test of one of the files."""
+    page = (ROOT / "docs/explanation/reliability.md").read_text()
+    proofs = re.findall(r'make test ARGS="([^"]+)"', page)
+    assert len(proofs) > 20
+    for proof in proofs:
+        places, _, chosen = proof.partition(" -k ")
+        files = [file for place in places.split() for file in python_files(ROOT / place)]
+        assert files, proof
+        names = re.findall(r"def (test_\w+)", "".join(file.read_text() for file in files))
+        for word in re.findall(r"\w+", chosen.replace(" or ", " ")):
+            assert any(word in name for name in names), (proof, word)
+    for script in re.findall(r"python (tests/\S+\.py)", page):
+        assert (ROOT / script).is_file(), script
+
+
+def python_files(place: Path) -> list[Path]:
+    return sorted(place.rglob("*.py")) if place.is_dir() else [place]

@@ -277,6 +277,30 @@ def test_run_folder_with_a_link_out_of_it_is_not_written_to(root: Path, link: st
     assert files_below(secret) == before
 
 
+def test_run_with_a_link_out_of_it_can_still_be_used_where_nothing_is_written(root: Path) -> None:
+    """Weights may lie in a store of their own: what only reads a run follows its links."""
+    store = root / "store"
+    shutil.move(root / "run/weights", store)
+    (root / "run/weights").symlink_to(store, target_is_directory=True)
+    before = files_below(root / "run", store)
+    image = root / "data/unlabeled/unlabeled_0.png"
+    assert run_u2pl("predict", root / "run", image, "--out", root / "out").status == 0
+    assert files_below(root / "run", store) == before
+
+
+def test_run_folder_may_itself_be_a_link(root: Path) -> None:
+    """The way to keep a run on another disk."""
+    (root / "disk").mkdir()
+    (root / "a").symlink_to(root / "disk", target_is_directory=True)
+    (root / "runs").symlink_to(root / "disk", target_is_directory=True)
+    for out in (root / "a", root / "runs" / "b"):
+        new = run_u2pl("train", root / "data", "--recipe", "demo", "--out", out, *QUICK)
+        assert new.status == 0, new
+        assert run_u2pl("train", root / "data", "--out", out, "--resume").status == 0
+    assert (root / "disk/weights/ema.safetensors").is_file()
+    assert (root / "disk/b/weights/ema.safetensors").is_file()
+
+
 def test_new_run_does_not_follow_a_link_laid_in_its_folder(root: Path) -> None:
     (root / "secret").write_text("secret")
     for name in ("dataset.yaml", "environment.json"):

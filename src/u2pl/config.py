@@ -152,6 +152,8 @@ class MethodSettings(Settings):
     """τ_d of the prototype denoising [R]; None switches it off."""
     symmetric_weight: float = Field(0.1, ge=0)
     """ξ, the share of reverse cross-entropy in L_u [R]; 0 switches it off."""
+    labeled_symmetric_weight: float = Field(0.0, ge=0)
+    """The same in L_s [R]: for labels that are wrong here and there, such as seeds."""
     ema_decay: float = Field(0.99, ge=0, lt=1)
     """Upper bound of the teacher's decay [C]."""
     mixing: Literal["cutmix", "cutout", "classmix", "classmix_labeled", "none"] = "cutmix"
@@ -254,6 +256,9 @@ class WeakSettings(Settings):
     miss what its tags name."""
     output_stride: Literal[8, 16, 32] = 16
     """Of the classifier's grid, in pixels [R: IRN]; plain vision transformers have their patch."""
+    pooling_sharpness: float = Field(0.0, ge=0)
+    """r of the classifier's pooling [R]: 0 is the mean [R: IRN]; a larger one is nearer to the
+    maximum, for things that are small in their images."""
     cam_scales: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.5, 1.0, 1.5, 2.0), min_length=1
     )
@@ -310,6 +315,11 @@ class Config(Settings):
                 f"data.crop is {self.data.crop}, one cell of the encoder's grid, and a part of the "
                 "batch is a single image: BatchNorm needs more than one value; raise data.crop, or "
                 "data.batch_labeled beside train.accumulation"
+            )
+        if self.train.ohem and self.method.labeled_symmetric_weight > 0:
+            raise ValueError(
+                "train.ohem seeks the pixels with the largest loss, which "
+                "method.labeled_symmetric_weight takes for wrong labels; leave one of them out"
             )
         return self
 

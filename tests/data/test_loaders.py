@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from u2pl.data.loaders import (
 )
 from u2pl.data.sources import Dataset, load_dataset
 from u2pl.errors import UserError
+from u2pl.signals import STOP_SIGNALS
 
 
 def _settings(**changes: Any) -> DataSettings:
@@ -423,7 +423,7 @@ def test_closing_early_ends_the_workers(dataset: Dataset) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no process groups to signal")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_workers_leave_signals_to_the_main_process(dataset: Dataset, number: int) -> None:
     batches = training_batches(
         dataset,

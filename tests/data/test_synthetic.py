@@ -12,6 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from u2pl.data import synthetic
 from u2pl.data.synthetic import CLASSES, COLORS, paint_scene, write_streets
 from u2pl.errors import UserError
 
@@ -184,6 +185,36 @@ class TestWriteStreets:
                 counts.append(sum(len(r["classes"].split(";")) for r in csv.DictReader(file)) / 20)
         assert counts[1] < counts[0] - 1
 
+    def test_close_up_is_of_a_small_thing_as_often_as_of_a_large_one(self) -> None:
+        mask = np.zeros((20, 30), np.uint8)
+        mask[3, 7] = 6
+        chance = np.random.default_rng(0)
+        small = [synthetic._draw_pixel(mask, chance) == (3, 7) for _ in range(400)]
+        assert 0.4 < np.mean(small) < 0.6  # 600 to 1 by area
+
+    def test_chosen_streets_show_rare_classes_better(self, tmp_path: Path) -> None:
+        pixels = []
+        for name, choose_from in (("any", 1), ("chosen", 8)):
+            folder = tmp_path / name
+            write(folder, num_labeled=8, choose_from=choose_from)
+            masks = [read(path) for path in sorted((folder / "labeled/masks").iterdir())]
+            pixels.append(np.bincount(np.ravel(masks), minlength=len(CLASSES)))
+        assert np.log(1 + pixels[1]).sum() > np.log(1 + pixels[0]).sum()
+        assert pixels[1].min() > pixels[0].min()
+
+    def test_choice_touches_the_labelled_streets_alone_and_does_not_depend_on_their_number(
+        self, tmp_path: Path
+    ) -> None:
+        write(tmp_path / "any", num_labeled=3)
+        write(tmp_path / "chosen", num_labeled=3, choose_from=4)
+        write(tmp_path / "fewer", num_labeled=1, choose_from=4)
+        every, chosen = files(tmp_path / "any"), files(tmp_path / "chosen")
+        differ = {name for name in every if every[name] != chosen[name]}
+        assert differ
+        assert all(name.startswith("labeled/") for name in differ)
+        fewer = files(tmp_path / "fewer")
+        assert {name: chosen[name] for name in fewer} == fewer
+
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
@@ -195,6 +226,7 @@ class TestWriteStreets:
             ({"size": (16, 96)}, "at least 32 x 32 pixels, got 16 x 96"),
             ({"zoom": (0.5, 2.0)}, "Expected a zoom of 1 <= low <= high, got (0.5, 2.0)"),
             ({"zoom": (3.0, 2.0)}, "Expected a zoom of 1 <= low <= high, got (3.0, 2.0)"),
+            ({"choose_from": 0}, "Expected choose_from of 1 or more, got 0"),
         ],
     )
     def test_bad_requests_are_the_users_errors_and_write_nothing(

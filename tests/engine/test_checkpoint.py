@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from u2pl.engine.checkpoint import (
@@ -17,6 +20,7 @@ from u2pl.engine.checkpoint import (
     load_weights,
     save_checkpoint,
     save_weights,
+    weights_checksum,
     write_atomically,
     write_json,
 )
@@ -240,3 +244,69 @@ def test_weights_that_are_not_finite_are_told(tmp_path: Path, value: float) -> N
     save_weights(path, {"a": torch.zeros(3), "b": torch.tensor([0.0, value])})
     with pytest.raises(UserError, match="are damaged: 'b' holds numbers that are not finite"):
         load_weights(path)
+
+
+# the checksum of weights
+
+
+def some_weights() -> dict[str, torch.Tensor]:
+    return {
+        "b": torch.rand(3, 50),
+        "a": torch.arange(4),
+        "scalar": torch.tensor(2.0),
+        "half": torch.rand(5).to(torch.bfloat16),
+        "flags": torch.tensor([True, False]),
+        "none": torch.zeros(0, 2),
+    }
+
+
+def test_flipped_bit_in_weights_is_noticed(tmp_path: Path) -> None:
+    """A finite number that is another one: neither safetensors nor a shape would tell."""
+    path = tmp_path / "ema.safetensors"
+    save_weights(path, some_weights())
+    whole = bytearray(path.read_bytes())
+    start = 8 + int.from_bytes(whole[:8], "little")  # behind the header
+    for place in range(start, len(whole), 13):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"ema\.safetensors are damaged|not finite"):
+            load_weights(path)
+    path.write_bytes(whole)
+    assert load_weights(path).keys() == some_weights().keys()
+
+
+@pytest.mark.parametrize("length", [0, 7, 100, -1])
+def test_torn_weights_are_told(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "ema.safetensors"
+    save_weights(path, some_weights())
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(UserError, match=r"The weights .* cannot be read: "):
+        load_weights(path)
+
+
+def test_checksum_depends_on_names_kinds_shapes_and_numbers() -> None:
+    state = {"a": torch.zeros(2, 2), "b": torch.ones(3)}
+    others: list[dict[str, torch.Tensor]] = [
+        {"a": torch.ones(3), "b": torch.zeros(2, 2)},
+        {"a": torch.zeros(4), "b": torch.ones(3)},
+        {"a": torch.zeros(2, 2, dtype=torch.int32), "b": torch.ones(3)},
+        {"a": torch.zeros(2, 2), "b": torch.tensor([1.0, 1.0, 2.0])},
+        {"a": torch.zeros(2, 2), "c": torch.ones(3)},
+        {"a": torch.zeros(2, 2)},
+    ]
+    checksums = {weights_checksum(each) for each in [state, *others]}
+    assert len(checksums) == 7
+    assert weights_checksum(dict(reversed(state.items()))) == weights_checksum(state)
+
+
+def test_checksum_can_be_made_by_hand(tmp_path: Path) -> None:
+    save_weights(tmp_path / "a.safetensors", {"x": torch.tensor([1, 2], dtype=torch.uint8)})
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        found = file.metadata()["u2pl_sha256"]
+    assert found == hashlib.sha256(b"x torch.uint8 [2]\n\x01\x02").hexdigest()
+
+
+def test_weights_of_another_program_have_no_checksum_and_are_read(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(2)}, tmp_path / "a.safetensors")
+    assert torch.equal(load_weights(tmp_path / "a.safetensors")["a"], torch.ones(2))

@@ -4,25 +4,27 @@ import errno
 import json
 import re
 import signal
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.precision import MixedPrecision
 
 from factories import write_dataset
 from tiny import tiny_config
 from u2pl.config import Config
 from u2pl.data.sources import Dataset, load_dataset
-from u2pl.engine import loop
+from u2pl.engine import loop, step
 from u2pl.engine.evaluate import Evaluation
-from u2pl.engine.loop import Interrupted, Progress, check_against_data, fit, noticing_signals
+from u2pl.engine.loop import Interrupted, Progress, check_against_data, fit
 from u2pl.engine.run_folder import RunFolder, read_metrics
 from u2pl.engine.state import TrainState
 from u2pl.errors import UserError
+from u2pl.signals import STOP_SIGNALS
 
 
 @pytest.fixture(scope="module")
@@ -291,6 +293,58 @@ def test_update_that_spoils_the_weights_is_not_saved(
     assert all(torch.isfinite(tensor).all() for tensor in weights["student"].values())
 
 
+# float16
+
+
+class ScaledFloat32(MixedPrecision):
+    """A scaled loss without float16, which CPUs compute a hundred times slower."""
+
+    def forward_context(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def convert_input(self, data: Any) -> Any:
+        return data
+
+
+def scaled_fabric(**_: Any) -> Fabric:
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    return Fabric(
+        accelerator="cpu", devices=1, plugins=[ScaledFloat32("16-mixed", "cpu", scaler=scaler)]
+    )
+
+
+def overflow_at(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+    """Let a gradient overflow in these steps, counted from 0."""
+    original = step.backward_in_parts
+
+    def spoil(fabric: Fabric, state: TrainState, *rest: Any) -> dict[str, torch.Tensor]:
+        terms = original(fabric, state, *rest)
+        if state.step in steps:
+            next(p for p in state.student.parameters() if p.grad is not None).grad.fill_(torch.inf)
+        return terms
+
+    monkeypatch.setattr(step, "backward_in_parts", spoil)
+
+
+def test_scale_and_number_of_skipped_updates_go_on_where_they_were(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under float16 updates overflow by design: they are counted, over a stop and a resume too."""
+    monkeypatch.setattr(loop, "Fabric", scaled_fabric)
+    overflow_at(monkeypatch, 1, 3)
+    config = tiny_config(train__steps=5, train__precision="16-mixed")
+    start(config, dataset, tmp_path / "a")
+    start(config.with_overrides({"train.stop_after": 3}), dataset, tmp_path / "b")
+    fit(config, dataset, RunFolder(tmp_path / "b"), resume=True)
+    for run in "ab":
+        rows = read_metrics(tmp_path / run / "metrics.jsonl")
+        counts = [row["skipped_updates"] for row in rows if row["kind"] == "train"]
+        assert counts == [0, 1, 1, 2, 2]
+        saved = torch.load(RunFolder(tmp_path / run).checkpoint("last"), weights_only=True)
+        assert saved["skipped_updates"] == 2
+        assert saved["precision"]["scale"] == 2.0**8  # halved at each of them
+
+
 # signals
 
 
@@ -298,7 +352,7 @@ def test_update_that_spoils_the_weights_is_not_saved(
 def test_signal_ends_the_step_and_saves(
     number: signal.Signals, dataset: Dataset, tmp_path: Path
 ) -> None:
-    before = [signal.getsignal(n) for n in loop.STOP_SIGNALS]
+    before = [signal.getsignal(n) for n in STOP_SIGNALS]
 
     def interrupt(progress: Progress) -> None:
         if progress.step == 2:
@@ -307,7 +361,7 @@ def test_signal_ends_the_step_and_saves(
     with pytest.raises(Interrupted) as caught:
         start(tiny_config(), dataset, tmp_path / "a", on_progress=interrupt)
     assert caught.value.step == step_of(tmp_path / "a") == 2
-    assert [signal.getsignal(n) for n in loop.STOP_SIGNALS] == before
+    assert [signal.getsignal(n) for n in STOP_SIGNALS] == before
     assert caught.value.exit_code == 75
     result = fit(tiny_config(), dataset, RunFolder(tmp_path / "a"), resume=True)
     assert result["finished"]
@@ -337,30 +391,6 @@ def test_signal_that_comes_after_the_question_whether_to_save_loses_nothing(
     with pytest.raises(Interrupted) as caught:
         start(tiny_config(), dataset, tmp_path / "a")
     assert step_of(tmp_path / "a") == caught.value.step
-
-
-def test_second_signal_ends_the_process_as_usual() -> None:
-    with noticing_signals() as asked:
-        assert not asked()
-        signal.raise_signal(signal.SIGINT)
-        assert asked()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-
-
-def test_outside_the_main_thread_no_signal_is_taken() -> None:
-    answers: list[bool] = []
-
-    def work() -> None:
-        with noticing_signals() as asked:
-            answers.append(asked())
-
-    before = signal.getsignal(signal.SIGINT)
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert answers == [False]
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 # the disk

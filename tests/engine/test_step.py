@@ -93,6 +93,16 @@ def test_symmetric_weight_0_is_plain_cross_entropy() -> None:
     assert 0 < plain < both
 
 
+def test_reverse_cross_entropy_of_labels_is_added_with_its_weight() -> None:
+    # of the same weights and images: the second term grows with ξ, the first stays
+    losses = [
+        run(tiny_config(method__labeled_symmetric_weight=weight), steps=1)[1][0]["loss_s"]
+        for weight in (0.0, 0.1, 0.2)
+    ]
+    assert losses[1] > losses[0]
+    assert losses[2] - losses[1] == pytest.approx(losses[1] - losses[0], rel=1e-4)
+
+
 def test_steps_bring_the_supervised_loss_down() -> None:
     _, rows = run(tiny_config(train__steps=30), steps=30, batch=tiny_batch())
     assert rows[-1]["loss_s"] < 0.75 * rows[0]["loss_s"]

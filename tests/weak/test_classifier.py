@@ -20,7 +20,13 @@ from u2pl.engine.run_folder import RunFolder
 from u2pl.errors import UserError
 from u2pl.models import encoders
 from u2pl.weak import classifier
-from u2pl.weak.classifier import TagClassifier, tag_loss, tag_warnings, train_classifier
+from u2pl.weak.classifier import (
+    TagClassifier,
+    pool_maps,
+    tag_loss,
+    tag_warnings,
+    train_classifier,
+)
 
 CPU = torch.device("cpu")
 COLORS = ((200, 40, 40), (40, 200, 40), (40, 40, 200))
@@ -52,6 +58,51 @@ def test_logit_is_the_mean_of_its_map() -> None:
     logits, maps = model(torch.rand(2, 3, 32, 48))
     assert (logits.shape, maps.shape) == ((2, 3), (2, 3, 4, 6))
     torch.testing.assert_close(logits, maps.mean(dim=(-2, -1)))
+
+
+@pytest.mark.parametrize("sharpness", [0.5, 2.0, 5.0])
+def test_pooling_is_the_loop_over_the_cells_of_the_image(sharpness: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(2, 3, 4, 5, generator=generator, dtype=torch.float64)
+    share = torch.rand(2, 1, 4, 5, generator=generator, dtype=torch.float64)
+    share[1, :, 2:] = 0  # padding
+    pooled = pool_maps(maps, share, sharpness=sharpness)
+    for b in range(2):
+        total = sum(float(share[b, 0, i, j]) for i in range(4) for j in range(5))
+        for c in range(3):
+            mean = sum(
+                float(share[b, 0, i, j]) / total * math.exp(sharpness * float(maps[b, c, i, j]))
+                for i in range(4)
+                for j in range(5)
+            )
+            assert float(pooled[b, c]) == pytest.approx(math.log(mean) / sharpness)
+
+
+def test_sharp_pooling_is_the_maximum_and_blunt_pooling_the_mean() -> None:
+    maps, share = torch.tensor([[[[1.0, 2.0], [3.0, 9.0]]]]), torch.ones(1, 1, 2, 2)
+    share[..., 1, 1] = 0  # 9 stands in padding
+    assert pool_maps(maps, share, sharpness=100.0).item() == pytest.approx(3, abs=0.02)
+    assert pool_maps(maps, share, sharpness=0.0).item() == pytest.approx(2)
+    assert pool_maps(maps, share, sharpness=1e-3).item() == pytest.approx(2, abs=1e-3)
+
+
+def test_pooling_across_padding_has_finite_gradients() -> None:
+    maps = torch.zeros(1, 1, 2, 2, requires_grad=True)
+    share = torch.tensor([[[[1.0, 1.0], [0.0, 0.0]]]])
+    pool_maps(maps, share, sharpness=2.0).sum().backward()
+    assert maps.grad is not None
+    torch.testing.assert_close(maps.grad, share / 2)
+
+
+def test_pooling_is_a_setting() -> None:
+    blunt, sharp = (
+        classifier.build_classifier(quick(weak__pooling_sharpness=r), 3, load_pretrained=False)
+        for r in (0.0, 3.0)
+    )
+    images = torch.rand(2, 3, 32, 32)
+    maps = sharp.eval()(images).maps
+    torch.testing.assert_close(maps, blunt.eval()(images).maps)
+    assert (sharp(images).logits > maps.mean(dim=(-2, -1))).all()
 
 
 def test_maps_cover_images_of_any_size() -> None:

@@ -190,8 +190,21 @@ def test_seeds_are_measured_against_hidden_masks(tmp_path: Path) -> None:
 # going on after a kill
 
 
+def left_behind(folder: Path) -> dict[str, bytes]:
+    """What the stages leave, byte for byte."""
+    names = ("eval/classifier.json", "eval/seeds.json", "weights/classifier.safetensors")
+    files = [*(folder / name for name in names), *(folder / "seeds").iterdir(), sheet_of(folder)]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+def sheet_of(folder: Path) -> Path:
+    return folder / "pictures/seeds.png"
+
+
+# (seeds, 4): all are there, but neither their picture nor their quality
 @pytest.mark.parametrize(
-    ("stage", "done"), [("classifier", 1), ("classifier", 3), ("seeds", 1), ("seeds", 3)]
+    ("stage", "done"),
+    [("classifier", 1), ("classifier", 2), ("classifier", 3), ("seeds", 1), ("seeds", 4)],
 )
 def test_killed_anywhere_the_seeds_are_the_same(
     tagged: Path, made: tuple[Path, Dataset], tmp_path: Path, stage: str, done: int
@@ -209,14 +222,40 @@ def test_killed_anywhere_the_seeds_are_the_same(
     with pytest.raises(KeyboardInterrupt):
         make_seeds(weak_config(), load(tagged), folder, on_progress=die)
     data = make_seeds(weak_config(), load(tagged), folder, resume=True, on_progress=note)
-    assert seeds_in(folder.path) == seeds_in(made[0])
+    assert left_behind(folder.path) == left_behind(made[0])
     assert [sample.name for sample in data.labeled] == [s.name for s in made[1].labeled]
     expected = [("seeds", n) for n in range(1, 5)]
     if stage == "seeds":
         expected = expected[done:]  # neither the classifier nor a seed mask is made twice
     else:
-        expected = [("classifier", n) for n in range(1 if done == 1 else 3, 4)] + expected
+        # a step is made again whose checkpoint, every second one, had not been written
+        expected = [("classifier", n) for n in range(1 if done < 3 else 3, 4)] + expected
     assert seen == expected
+
+
+@pytest.mark.parametrize("stage", ["refine_maps", "contact_sheet", "seed_quality"])
+def test_killed_within_an_image_a_picture_or_the_count_the_seeds_are_the_same(
+    tagged: Path,
+    made: tuple[Path, Dataset],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+) -> None:
+    """In the middle of what is written in one piece: no half file is taken for a whole one."""
+    folder, original, calls = RunFolder(tmp_path / "a"), getattr(pipeline, stage), []
+
+    def die(*arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        if stage != "refine_maps" or len(calls) == 2:  # in the second image
+            raise KeyboardInterrupt
+        return original(*arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, stage, die)
+        with pytest.raises(KeyboardInterrupt):
+            make_seeds(weak_config(), load(tagged), folder)
+    make_seeds(weak_config(), load(tagged), folder, resume=True)
+    assert left_behind(folder.path) == left_behind(made[0])
 
 
 def test_finished_seeds_are_not_made_again(

@@ -10,7 +10,7 @@ import warnings
 import torch
 import typer
 
-from u2pl.cli import data, demo, doctor, predict, train
+from u2pl.cli import data, demo, doctor, plan, predict, train
 from u2pl.cli.console import complain
 from u2pl.errors import UserError
 
@@ -25,6 +25,7 @@ data_app = typer.Typer(help="Describe, look at and split a data set.", no_args_i
 app.add_typer(data_app, name="data")
 
 app.command(epilog="Example: `u2pl demo --seed 1 --out demo-runs/seed-1`")(demo.demo)
+app.command(epilog="Example: `u2pl plan dataset.yaml --out plan.yaml`")(plan.plan)
 app.command(
     epilog="Example: `u2pl train dataset.yaml --recipe camvid --out runs/a train.steps=4000`"
 )(train.train)

@@ -270,12 +270,14 @@ def _odd_masks(
 def _words(oddity: Oddity, samples: Sequence[Sample]) -> tuple[str, str]:
     """Return what seems to be wrong with a mask, and what to do."""
     if oddity.kind == "shifted":
-        down, right = (100 * share for share in oddity.shift)
-        what = (
-            f"the mask looks shifted: it would fit better {abs(down):.0f} % of the height "
-            f"{'further down' if down > 0 else 'further up'} and {abs(right):.0f} % of the width "
-            f"{'further right' if right > 0 else 'further left'}"
-        )
+        moves = [
+            f"{abs(100 * share):.0f} % of the {side} further {ways[share > 0]}"
+            for share, side, ways in zip(
+                oddity.shift, ("height", "width"), (("up", "down"), ("left", "right")), strict=True
+            )
+            if abs(share) >= 0.005
+        ]
+        what = f"the mask looks shifted: it would fit better {' and '.join(moves)}"
         return what, "look at its overlay; nothing, if it is where it belongs"
     if oddity.kind == "mirrored":
         what = f"the mask looks mirrored: it would fit better {oddity.how}"

@@ -36,6 +36,7 @@ from u2pl.data.transforms import (
     view_labels,
 )
 from u2pl.errors import UserError
+from u2pl.signals import STOP_SIGNALS
 
 _CROP_TRIES = 10  # crops looked at for one that holds the drawn class, as in DAFormer's code
 _ERROR = "error"  # the key under which a worker hands a user's mistake to the main process
@@ -423,9 +424,8 @@ def default_workers() -> int:
 def _ignore_signals(worker: int) -> None:
     # Ctrl-C and a scheduler's signals reach the whole process group. The main process then ends
     # its step and saves, which a dying worker would interrupt; it stops its workers itself.
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):  # Windows has no SIGUSR1
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 class EvaluationBatch(NamedTuple):

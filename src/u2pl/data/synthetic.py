@@ -33,6 +33,7 @@ def write_streets(
     unlabeled_style: str | None = None,
     val_style: str | None = None,
     zoom: tuple[float, float] = (1.0, 1.0),
+    choose_from: int = 1,
     seed: int = 0,
     with_tags: bool = True,
     keep_hidden_masks: bool = False,
@@ -54,8 +55,12 @@ def write_streets(
         style: a name in :data:`STYLES`, for the labelled images.
         unlabeled_style: for the unlabelled images; None is ``style``.
         val_style: for the val and test images; None is ``style``.
-        zoom: range of a uniform factor z, at least 1: the picture is a window of ``size`` anywhere
-            in a view painted z times as large. A close-up shows fewer classes, and larger.
+        zoom: range of a uniform factor z, at least 1: the picture is a window of ``size`` in a view
+            painted z times as large, around a pixel of any of its classes, each as likely. A
+            close-up shows fewer classes, and larger, and small things as often as others.
+        choose_from: paint so many scenes for each labelled one, and label the one that best shows
+            what those before it lack, as somebody would who pays for every label: the one with
+            the largest ``Σ_c log(1 + pixels of c so far)``.
         seed: another seed paints other scenes; not negative.
         with_tags: write ``tags.csv``: which classes each unlabelled image shows.
         keep_hidden_masks: write the unlabelled images' masks to ``unlabeled/hidden_masks``, which
@@ -65,8 +70,8 @@ def write_streets(
         The path of ``dataset.yaml``.
 
     Raises:
-        UserError: for an unknown style, a negative number, a size below 32, a zoom out of range
-            or a folder in use.
+        UserError: for an unknown style, a negative number, a size below 32, a zoom out of range,
+            a choice from nothing or a folder in use.
     """
     counts = dict(zip(_SECTIONS, (num_labeled, num_unlabeled, num_val, num_test), strict=True))
     val_style = style if val_style is None else val_style
@@ -76,6 +81,8 @@ def write_streets(
     _check_numbers({f"num_{name}": number for name, number in counts.items()} | {"seed": seed})
     if not 1 <= zoom[0] <= zoom[1]:
         raise UserError(f"Expected a zoom of 1 <= low <= high, got {zoom}; choose another range.")
+    if choose_from < 1:
+        raise UserError(f"Expected choose_from of 1 or more, got {choose_from}; choose another.")
     folder = Path(folder)
     _make_empty(folder)
     tags = [
@@ -87,6 +94,7 @@ def write_streets(
             partial(_take_picture, size=size, style=styles[section], zoom=zoom),
             seed,
             keep_hidden_masks,
+            choose_from if section == "labeled" else 1,
         )
     ]
     sections = [section for section in _SECTIONS if counts[section]]
@@ -99,18 +107,36 @@ def _write_section(
     take_picture: Callable[[np.random.Generator], tuple[_Bytes, _Bytes]],
     seed: int,
     keep_hidden_masks: bool,
+    choose_from: int,
 ) -> list[tuple[str, str]]:
     """Paint a section; return, where it is the unlabelled one, each image's name and its tags."""
     unlabeled = folder.name == "unlabeled"
     tags = []
+    shown = np.zeros(len(CLASSES), np.int64)  # pixels so far
     for index in range(num_scenes):
         chance = np.random.SeedSequence(seed, spawn_key=(_SECTIONS.index(folder.name), index))
-        image, mask = take_picture(np.random.default_rng(chance))
+        chances = [chance] if choose_from == 1 else chance.spawn(choose_from)
+        pictures = [take_picture(np.random.default_rng(chance)) for chance in chances]
+        image, mask = _choose_picture(pictures, shown)
+        shown += _class_pixels(mask)
         name = f"{folder.name}-{index:04d}"
         _save(folder, name, image, mask if not unlabeled or keep_hidden_masks else None)
         if unlabeled:
             tags.append((name, ";".join(CLASSES[i] for i in np.unique(mask))))
     return tags
+
+
+def _choose_picture(
+    pictures: Sequence[tuple[_Bytes, _Bytes]], shown: npt.NDArray[np.int64]
+) -> tuple[_Bytes, _Bytes]:
+    """The picture that adds most to what is shown: a pixel counts the more the rarer its class."""
+    scores = [np.log(1 + shown + _class_pixels(mask)).sum() for _, mask in pictures]
+    return pictures[int(np.argmax(scores))]
+
+
+def _class_pixels(mask: _Bytes) -> npt.NDArray[np.int64]:
+    """Pixels of each class, [C]."""
+    return np.bincount(mask.ravel(), minlength=len(CLASSES))
 
 
 def _take_picture(
@@ -127,10 +153,18 @@ def _take_picture(
     factor = generator.uniform(*zoom)
     view = (round(height * factor), round(width * factor))
     image, mask = paint_scene(size=view, style=style, generator=generator)
-    top = int(generator.integers(view[0] - height + 1))
-    left = int(generator.integers(view[1] - width + 1))
+    row, column = _draw_pixel(mask, generator)
+    top = min(max(row - height // 2, 0), view[0] - height)
+    left = min(max(column - width // 2, 0), view[1] - width)
     window = (slice(top, top + height), slice(left, left + width))
     return image[window], mask[window]
+
+
+def _draw_pixel(mask: _Bytes, generator: np.random.Generator) -> tuple[int, int]:
+    """Row and column of a pixel whose class is any that the mask shows, each as likely."""
+    rows, columns = np.nonzero(mask == generator.choice(np.unique(mask)))
+    index = int(generator.integers(len(rows)))
+    return int(rows[index]), int(columns[index])
 
 
 def _check_numbers(numbers: dict[str, int]) -> None:

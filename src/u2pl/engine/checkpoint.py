@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from u2pl.data.images import write_whole
 from u2pl.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+_CHECKSUM = "u2pl_sha256"  # its key among the metadata of a safetensors file
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -63,7 +67,7 @@ def save_checkpoint(path: Path, state: dict[str, Any], *, keep: int = 1) -> None
             torch.save(state, temporary)
             _flush(temporary)
         except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
-            reason = error.strerror if isinstance(error, OSError) else str(error).split("\n")[0]
+            reason = _why_not_written(temporary, error)
             raise UserError(
                 f"Cannot write the checkpoint {path} ({reason}); what was saved before is kept. "
                 "Free space or mend the disk, then go on with --resume."
@@ -74,6 +78,21 @@ def save_checkpoint(path: Path, state: dict[str, Any], *, keep: int = 1) -> None
                 os.replace(younger, older_checkpoint(path, age))
 
     write_whole(path, write)
+
+
+def _why_not_written(path: Path, error: Exception) -> str:
+    """The system's word for what torch's writer has failed at.
+
+    torch tells of a place in its own code; another write to the same file fails for the reason
+    itself, such as "No space left on device".
+    """
+    try:
+        with path.open("ab") as file:
+            file.write(bytes(2**20))
+            os.fsync(file.fileno())
+    except OSError as reason:
+        return str(reason.strerror)
+    return getattr(error, "strerror", None) or str(error).split("\n")[0]
 
 
 def older_checkpoint(path: Path, age: int) -> Path:
@@ -164,14 +183,46 @@ def _require_whole(path: Path) -> None:
 
 
 def save_weights(path: Path, state: dict[str, Tensor]) -> None:
-    """Save a network's tensors as safetensors, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Save a network's tensors as safetensors, atomically, with their checksum in the file.
+
+    Raises:
+        UserError: where it cannot be written, as on a full disk; the file before stays.
+    """
     plain = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
-    write_atomically(path, lambda temporary: save_file(plain, temporary))
+    metadata = {_CHECKSUM: weights_checksum(plain)}
+
+    def write(temporary: Path) -> None:
+        try:
+            temporary.write_bytes(save_tensors(plain, metadata))
+        except OSError as error:
+            raise UserError(
+                f"Cannot write the weights {path} ({error.strerror}); what was saved before is "
+                "kept. Free space or mend the disk, then go on with --resume."
+            ) from None
+
+    write_atomically(path, write)
+
+
+def weights_checksum(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over a network's tensors, in hexadecimal.
+
+    Of each tensor, in the order of the names: ``name dtype shape`` and a line feed, as in
+    ``head.bias torch.float32 [19]``, then its bytes.
+
+    Args:
+        state: contiguous tensors on the CPU.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
+    """Read a safetensors file, and compare its tensors with the checksum that it holds.
+
+    A file without one, which another program has written, is read as it is.
 
     Raises:
         UserError: where it is missing or damaged, or holds numbers that are not finite.
@@ -179,9 +230,16 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     if not os.path.isfile(path):
         raise UserError(f"There are no weights at {path}; has the run saved any?")
     try:
+        with safe_open(path, "pt") as file:
+            checksum = (file.metadata() or {}).get(_CHECKSUM)
         weights = dict(load_file(path))
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"The weights {path} cannot be read: {error}.") from None
+    if checksum is not None and checksum != weights_checksum(weights):
+        raise UserError(
+            f"The weights {path} are damaged: their checksum is another. Copy them anew, or have "
+            "the run write them again with `u2pl train … --resume`."
+        )
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise UserError(

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import errno
-import signal
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from shlex import quote
-from types import FrameType
 from typing import Any
 
 import torch
@@ -38,6 +36,7 @@ from u2pl.engine.step import training_step
 from u2pl.engine.watchdog import Watchdog
 from u2pl.engine.world import ALONE, World
 from u2pl.errors import UserError
+from u2pl.signals import noticing_signals
 
 
 @dataclass(frozen=True)
@@ -263,7 +262,6 @@ class Runner:
         self.scores: dict[str, Evaluation] = {}
         self.scored_at = -1
         self.failure = FirstFailure(fabric.device)
-        self.num_skipped = torch.zeros((), device=fabric.device)
         self.watch = Watchdog(config.train.watchdog_minutes, folder.path, exit_code=RESUME_ME)
 
     def run(self, stop: int) -> dict[str, Any]:
@@ -280,9 +278,6 @@ class Runner:
                 )
                 step, last = self.state.step, self.state.step == stop
                 self.failure.look(step, values)
-                if "skipped" in values:
-                    self.num_skipped += values.pop("skipped")
-                    values["skipped_updates"] = self.num_skipped
                 if self.fabric.device.type == "cpu":  # there is nothing to wait for
                     self.require_finite()
                 if step % self.config.train.log_every == 0 or last:
@@ -466,11 +461,6 @@ def uses_unlabeled(config: Config, dataset: Dataset) -> bool:
     return weighs and bool(dataset.unlabeled)
 
 
-STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
-)
-
-
 @contextmanager
 def telling_of_the_disk(folder: RunFolder) -> Iterator[None]:
     """Turn a disk that is full, or fails, into a sentence, whatever file it was that did not fit.
@@ -487,35 +477,3 @@ def telling_of_the_disk(folder: RunFolder) -> Iterator[None]:
             f"Cannot write to {folder.path} ({error.strerror}); what was saved before is kept. "
             "Free space or mend the disk, then go on with --resume."
         ) from None
-
-
-@contextmanager
-def noticing_signals() -> Iterator[Callable[[], bool]]:
-    """Turn the first SIGINT, SIGTERM or SIGUSR1 into a flag; a second one acts as usual.
-
-    SIGUSR1 is what SLURM sends ahead of the end of a job where ``--signal`` asks for it. There is
-    none on Windows.
-
-    Outside the main thread, where Python takes no signal handlers, the flag stays down.
-    """
-    asked = False
-
-    def notice(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
-        restore()
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    before: dict[int, Any] = {}
-    try:
-        for number in STOP_SIGNALS:
-            before[number] = signal.signal(number, notice)
-    except ValueError:
-        before.clear()
-    try:
-        yield lambda: asked
-    finally:
-        restore()

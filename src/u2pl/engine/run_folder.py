@@ -100,6 +100,10 @@ class RunFolder:
     def refuse_links(self) -> None:
         """Refuse to write into a folder with a link that leads out of it.
 
+        The folder itself may be a link: whoever names it has named where it leads. A link inside
+        came with the folder, perhaps from a stranger, and would let a run write over any file of
+        its user.
+
         Raises:
             UserError: that names the link.
         """
@@ -111,7 +115,8 @@ class RunFolder:
                 if os.path.islink(place) and not target.is_relative_to(inside):
                     raise UserError(
                         f"{place} is a link to {target}, out of the run folder, which would be "
-                        "written to; take it out."
+                        "written to; take it out. To keep a run on another disk, let its whole "
+                        "folder be the link."
                     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class TrainState:
         prototypes: positive key a class.
         ignore_index: of the labels.
         step: updates made so far.
+        num_skipped: int64 scalar, those of them that the float16 scaler has left out.
         world: the processes that share the batch; no part of what is saved.
     """
 
@@ -42,6 +43,7 @@ class TrainState:
     prototypes: MomentumPrototypes
     ignore_index: int
     step: int = 0
+    num_skipped: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
     world: World = ALONE
 
     def state_dict(self) -> dict[str, Any]:
@@ -53,6 +55,7 @@ class TrainState:
             "queues": self.queues.state_dict(),
             "prototypes": self.prototypes.state_dict(),
             "step": self.step,
+            "skipped_updates": int(self.num_skipped),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -71,6 +74,8 @@ class TrainState:
         self.step = int(state["step"])
         if self.step < 0:
             raise ValueError(f"step {self.step}")
+        skipped = int(state.get("skipped_updates", 0))  # runs begun earlier did not keep it
+        self.num_skipped = torch.full_like(self.num_skipped, skipped)
 
     def _require_shapes(self) -> None:
         """Raise ValueError where the optimiser, which does not look, has taken other shapes."""
@@ -140,5 +145,6 @@ def initial_state(
         queues=queues.to(device),
         prototypes=prototypes.to(device),
         ignore_index=ignore_index,
+        num_skipped=torch.zeros((), dtype=torch.int64, device=device),
         world=world,
     )

@@ -517,7 +517,7 @@ def update_student(
 
     Returns:
         ``grad_norm``, before clipping. With float16 the loss scaler looks at the gradients instead
-        and skips updates; then ``skipped`` is 1 or 0.
+        and skips updates; then ``skipped_updates``, how many of the run so far.
     """
     settings = config.optimizer
     factor = learning_rate_factor(
@@ -529,7 +529,8 @@ def update_student(
     set_learning_rate(state.optimizer, factor)
     norm = gradient_norm(state.student.parameters())
     if has_scaler(fabric):
-        told = {"skipped": (~norm.isfinite()).float()}
+        state.num_skipped = state.num_skipped + ~norm.isfinite()
+        told = {"skipped_updates": state.num_skipped}
     else:
         told = {"grad_norm": norm}
         # the fused optimisers read this, and where it is 1 leave weights and moments alone
@@ -552,8 +553,12 @@ def supervised_loss(
 ) -> Tensor:
     """Eq. 2 of a part of the batch; OHEM ranks the pixels of its part alone."""
     if not config.train.ohem:
-        return losses.cross_entropy(
-            logits, labels, ignore_index=state.ignore_index, num_pixels=num_labeled
+        return losses.symmetric_cross_entropy(
+            logits,
+            labels,
+            ignore_index=state.ignore_index,
+            reverse_weight=config.method.labeled_symmetric_weight,
+            num_pixels=num_labeled,
         )
     mean = losses.ohem_cross_entropy(
         logits,

@@ -39,7 +39,7 @@ class TagOutput(NamedTuple):
 
     Attributes:
         logits: [B, C], before the sigmoid.
-        maps: [B, C, h, w] on the encoder's coarsest grid; a class's logit is the mean of its map.
+        maps: [B, C, h, w] on the encoder's coarsest grid; a class's logit is its map, pooled.
     """
 
     logits: Tensor
@@ -47,12 +47,13 @@ class TagOutput(NamedTuple):
 
 
 class TagClassifier(nn.Module):
-    """Encoder, 1x1 convolution to C maps, mean over the image to C logits.
+    """Encoder, 1x1 convolution to C maps, pooled over the image to C logits.
 
     Pooling by the mean is what makes the maps class activation maps (Zhou et al., CVPR 2016):
     every pixel takes part in the logit with the same weight, so a class gains wherever it is seen
     and its map covers the object. The maximum would train one pixel of an object and leave the
-    rest. The convolution has no bias, so that 0 in a map means neither for nor against.
+    rest; :func:`pool_maps` has all that lies between, for things that are small in their images.
+    The convolution has no bias, so that 0 in a map means neither for nor against.
 
     Takes RGB in [0, 1] of any size and normalises it itself.
 
@@ -60,6 +61,7 @@ class TagClassifier(nn.Module):
         settings: of the encoder; what they say of decoder and heads is not used.
         num_classes: C.
         output_stride: of the grid in pixels; plain vision transformers have their patch instead.
+        sharpness: r of :func:`pool_maps`.
         load_pretrained: False leaves the encoder's weights random whatever ``settings`` say.
 
     Attributes:
@@ -78,9 +80,11 @@ class TagClassifier(nn.Module):
         num_classes: int,
         *,
         output_stride: int,
+        sharpness: float = 0.0,
         load_pretrained: bool = True,
     ) -> None:
         super().__init__()
+        self.sharpness = sharpness
         is_vit = settings.decoder == "dpt"
         load_pretrained = load_pretrained and settings.pretrained
         self.encoder = build_encoder(
@@ -111,9 +115,29 @@ class TagClassifier(nn.Module):
         if valid is None:
             valid = images.new_ones(images.shape[0], height, width, dtype=torch.bool)
         share = F.avg_pool2d(F.pad(valid.unsqueeze(1).float(), padding), self.stride)
-        # a crop holds at least one pixel of its image
-        logits = (maps.float() * share).sum(dim=(-2, -1)) / share.sum(dim=(-2, -1))
-        return TagOutput(logits, maps)
+        return TagOutput(pool_maps(maps.float(), share, sharpness=self.sharpness), maps)
+
+
+def pool_maps(maps: Tensor, share: Tensor, *, sharpness: float) -> Tensor:
+    """``log(Σ_i w_i e^{r m_i}) / r`` of each map, w the share of each cell (Pinheiro and Collobert,
+    CVPR 2015): between the mean, r = 0, and the maximum, r = ∞.
+
+    Args:
+        maps: [B, C, h, w].
+        share: [B, 1, h, w] in [0, 1], how much of a cell is image; a crop holds some of it.
+        sharpness: r >= 0.
+
+    Returns:
+        [B, C].
+
+    >>> maps, share = torch.tensor([[[[0.0, 4.0]]]]), torch.ones(1, 1, 1, 2)
+    >>> [round(pool_maps(maps, share, sharpness=r).item(), 2) for r in (0, 1, 10)]
+    [2.0, 3.33, 3.93]
+    """
+    weights = share / share.sum(dim=(-2, -1), keepdim=True)
+    if sharpness == 0:
+        return (maps * weights).sum(dim=(-2, -1))
+    return (sharpness * maps + weights.log()).flatten(2).logsumexp(dim=-1) / sharpness
 
 
 def tag_loss(logits: Tensor, tags: Tensor, *, background_class: int | None) -> Tensor:
@@ -239,6 +263,7 @@ def build_classifier(config: Config, num_classes: int, *, load_pretrained: bool)
         config.model,
         num_classes,
         output_stride=config.weak.output_stride,
+        sharpness=config.weak.pooling_sharpness,
         load_pretrained=load_pretrained,
     )
     if config.train.channels_last:

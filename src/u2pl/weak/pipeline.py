@@ -18,10 +18,11 @@ from u2pl.data.sources import Dataset, Sample, load_dataset
 from u2pl.data.transforms import eval_image
 from u2pl.engine.checkpoint import write_atomically, write_json
 from u2pl.engine.evaluate import resize_logits
-from u2pl.engine.loop import Interrupted, noticing_signals, telling_of_the_disk
+from u2pl.engine.loop import Interrupted, telling_of_the_disk
 from u2pl.engine.run_folder import RunFolder
 from u2pl.errors import UserError
 from u2pl.models import Segmenter
+from u2pl.signals import noticing_signals
 from u2pl.weak.cam import class_activation_maps
 from u2pl.weak.classifier import NAME as CLASSIFIER
 from u2pl.weak.classifier import TagClassifier, build_classifier, tag_warnings, train_classifier
