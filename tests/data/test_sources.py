@@ -59,6 +59,24 @@ def test_plain_folders_are_paired(path: Path) -> None:
     assert dataset.read_mask(dataset.val[0]).shape == (40, 56)
 
 
+def test_text_file_of_paths_is_a_list_of_files(path: Path) -> None:
+    (path.parent / "some.txt").write_text(
+        "unlabeled/unlabeled_2.png\n# no\n\nimages/labeled_0.png\n"
+    )
+    _edit(path, unlabeled={"images": "some.txt"})
+    names = _names(load_dataset(path).unlabeled)
+    assert names == ["unlabeled/unlabeled_2", "images/labeled_0"]
+    (path.parent / "some.txt").write_text("# nothing\n")
+    with pytest.raises(UserError, match=r"some\.txt of 'unlabeled: images' names no file"):
+        load_dataset(path)
+    (path.parent / "some.txt").write_text("unlabeled/no.png\n")
+    with pytest.raises(UserError, match="1 files of 'unlabeled: images' do not exist"):
+        load_dataset(path)
+    _edit(path, unlabeled={"images": "none.txt"})
+    with pytest.raises(UserError, match=r"none\.txt of 'unlabeled: images' does not exist"):
+        load_dataset(path)
+
+
 def test_no_image_is_opened(tmp_path: Path) -> None:
     path = write_dataset(tmp_path)
     for image in tmp_path.rglob("*.png"):

@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-data_app = typer.Typer(help="Look at a data set.", no_args_is_help=True)
+data_app = typer.Typer(help="Describe, look at and split a data set.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 app.command(epilog="Example: `u2pl demo --seed 1 --out demo-runs/seed-1`")(demo.demo)
@@ -37,7 +37,11 @@ app.command(epilog="Example: `u2pl compare runs/labels-* runs/u2pl-* --out compa
 )
 app.command(epilog="Example: `u2pl doctor --self-test`")(doctor.doctor)
 
+data_app.command(epilog="Example: `u2pl data init photos`")(data.init)
 data_app.command(epilog="Example: `u2pl data check dataset.yaml`")(data.check)
+data_app.command(epilog="Example: `u2pl data split dataset.yaml --labeled 1/16 --seed 0 --seed 1`")(
+    data.split
+)
 
 
 class Sentences(logging.Handler):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,16 +12,82 @@ from rich.table import Table
 
 from u2pl.cli.console import JsonOption, as_it_is, console, say, write_result
 from u2pl.data.check import check_dataset
+from u2pl.data.check_page import write_check_page
+from u2pl.data.init import FORMATS, init_dataset
 from u2pl.data.sources import load_dataset
+from u2pl.data.split import Split, import_split, split_dataset
+from u2pl.errors import UserError
+
+
+class UncoveredChoice(str, Enum):
+    """What pixels without an annotation are."""
+
+    background = "background"
+    ignore = "ignore"
+
+
+def init(
+    source: Annotated[Path, typer.Argument(help="A folder, a .json, or CVAT's .zip.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write. [default: dataset.yaml in the folder]")
+    ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(help=f"{', '.join(FORMATS)}. [default: found out]"),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Where the images are that annotations name.")
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Names by commas, in the order of their ids.")
+    ] = None,
+    val: Annotated[
+        str | None,
+        typer.Option(help="Hold this out where there is no val: 1/5, 0.2, or a number of images."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of that choice.", min=0)] = 0,
+    uncovered: Annotated[
+        UncoveredChoice | None,
+        typer.Option(help="What pixels without an annotation are. [default: background]"),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a dataset.yaml that is there.")
+    ] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Look at a folder and write its dataset.yaml: classes, kind of masks, sections, and why."""
+    names = None if classes is None else tuple(name.strip() for name in classes.split(","))
+    result = init_dataset(
+        source,
+        out=out,
+        format=format,
+        images=images,
+        classes=names,
+        val=val,
+        seed=seed,
+        uncovered=None if uncovered is None else uncovered.value,
+        overwrite=overwrite,
+    )
+    say(f"Format: {result.format}.")
+    for sentence in result.conclusions:
+        say(sentence)
+    sections = ", ".join(f"{n} {len(rows)}" for n, rows in result.dataset.sections.items() if rows)
+    say(f"Wrote {result.path}: {sections}. Next: u2pl data check {shlex.quote(str(result.path))}")
+    write_result(json_file, result.to_json())
 
 
 def check(
     dataset: Annotated[Path, typer.Argument(help="A dataset.yaml, or its folder.")],
+    html: Annotated[
+        Path | None,
+        typer.Option(help="Write a page with images under their masks.", dir_okay=False),
+    ] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Open every file: pairs, sizes, ids, corrupt images, images in two splits; 1 on errors."""
     data = load_dataset(dataset)
-    report = check_dataset(data).to_json()
+    found = check_dataset(data)
+    report = found.to_json()
     table = Table(title=as_it_is(data.path))
     for column in ("id", "class", "images", "pixels"):
         table.add_column(column, justify="left" if column == "class" else "right")
@@ -35,6 +103,56 @@ def check(
         for finding in report[kind]:
             say(f"{kind[:-1]}: {finding['file']}: {finding['what']}; {finding['remedy']}")
     write_result(json_file, report)
+    if html is not None:
+        write_check_page(html, data, found)
+        say(f"Wrote {html}.")
     if report["errors"]:
         raise typer.Exit(1)
     say(f"No errors, {len(report['warnings'])} warnings.")
+
+
+def split(
+    dataset: Annotated[Path, typer.Argument(help="A dataset.yaml, or its folder.")],
+    labeled: Annotated[
+        list[str] | None,
+        typer.Option(help="How much to label: 1/16, 0.05 or 23 images. May be given again."),
+    ] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Of the choice. May be given again. [default: 0]")
+    ] = None,
+    import_list: Annotated[
+        Path | None,
+        typer.Option("--import", help="Take the labelled images of this list.", dir_okay=False),
+    ] = None,
+    import_unlabeled: Annotated[
+        Path | None,
+        typer.Option(help="With --import: the unlabelled ones, too.", dir_okay=False),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="With --import: of the new file, without suffix.")
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Label few images of many: nested lists, stratified by class pixels, or published ones."""
+    if import_list is None:
+        if import_unlabeled is not None or name is not None:
+            raise UserError("--import-unlabeled and --name need --import.", exit_code=2)
+        if not labeled:
+            raise UserError("Expected --labeled 1/16, or --import LIST; give one.", exit_code=2)
+        splits = split_dataset(dataset, labeled=labeled, seeds=seed or [0])
+    else:
+        if labeled or seed:
+            raise UserError("Expected --labeled or --import, got both; give one.", exit_code=2)
+        splits = [import_split(dataset, labeled=import_list, unlabeled=import_unlabeled, name=name)]
+    for made in splits:
+        say(_describe(made))
+    write_result(json_file, {"splits": [made.to_json() for made in splits]})
+
+
+def _describe(made: Split) -> str:
+    """One line of what was written, and of what the labelled images lack."""
+    text = (
+        f"{made.path}: {len(made.labeled)} labelled, {made.num_unlabeled} unlabelled; "
+        f"class shares within {100 * made.share_difference:.2f} points"
+    )
+    return text + (f"; no pixel of {', '.join(made.absent)}." if made.absent else ".")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from u2pl.data.alignment import Oddity, Sketch, odd_masks, sketch
 from u2pl.data.class_counts import count_pixels, num_threads
 from u2pl.data.images import FileError, image_size, read_image
 from u2pl.data.sources import SECTIONS, Dataset, MaskEncoding, Sample
@@ -75,6 +76,8 @@ class CheckReport:
 
 # Of masks: the file and how it is read -> [C + 1] pixels a class, then ignored ones.
 _Counts = dict[tuple[Path | None, MaskEncoding], npt.NDArray[np.int64]]
+# Of the same masks, laid over their image.
+_Sketches = dict[tuple[Path | None, MaskEncoding], Sketch | None]
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ class _Facts:
     errors: tuple[Finding, ...]
     warnings: tuple[Finding, ...]
     counts: _Counts
+    sketches: _Sketches
 
 
 def check_dataset(dataset: Dataset, *, workers: int | None = None) -> CheckReport:
@@ -111,6 +115,8 @@ def check_dataset(dataset: Dataset, *, workers: int | None = None) -> CheckRepor
     for is_error, finding in _copies(dataset, facts):
         (errors if is_error else warnings).append(finding)
     warnings += _absent_classes(dataset, counts)
+    sketches = {(f.image, key): found for f in facts for key, found in f.sketches.items()}
+    warnings += _odd_masks(dataset, sketches)
     images, pixels, ignore_share = _totals(dataset, list(counts.values()))
     return CheckReport(
         errors=tuple(errors),
@@ -176,9 +182,11 @@ def _finding(error: FileError) -> Finding:
 def _examine(dataset: Dataset, image: Path, samples: list[Sample]) -> _Facts:
     """Decode one image and the masks of its samples."""
     errors, warnings, digest, size = [], [], "", None
+    sketches: _Sketches = {}
     try:
-        height, width, _ = read_image(image).shape
-        size = (height, width)
+        pixels = read_image(image)
+        size = pixels.shape[:2]
+        height, width = size
         digest = hashlib.sha256(image.read_bytes()).hexdigest()
         if min(size) < SMALLEST_SIDE:
             what = f"the image is only {width} x {height} pixels (width x height)"
@@ -195,13 +203,15 @@ def _examine(dataset: Dataset, image: Path, samples: list[Sample]) -> _Facts:
         height, width = labels.shape
         if size is not None and size != (height, width):
             errors.append(_finding(size_error(image, size, (height, width))))
+        elif size is not None:
+            sketches[_mask_key(sample)] = sketch(pixels, labels)
         found = count_pixels(labels, dataset.num_classes)
         counts[_mask_key(sample)] = found
         if found[:-1].sum() == 0:
             what = "every pixel of the mask is ignored"
             remedy = "label it, or move the image to unlabeled"
             warnings.append(Finding(str(sample.mask), what, remedy))
-    return _Facts(image, digest, tuple(errors), tuple(warnings), counts)
+    return _Facts(image, digest, tuple(errors), tuple(warnings), counts, sketches)
 
 
 def _copies(dataset: Dataset, facts: Iterable[_Facts]) -> Iterator[tuple[bool, Finding]]:
@@ -244,6 +254,37 @@ def _absent_classes(dataset: Dataset, counts: _Counts) -> Iterator[Finding]:
                 what = f"the id_map of {section} maps no id to the class '{name}'"
                 remedy = "nothing, if the masks have no such class; else add its id"
             yield Finding(str(dataset.path), what, remedy)
+
+
+def _odd_masks(
+    dataset: Dataset, sketches: dict[tuple[Path, tuple[Path | None, MaskEncoding]], Sketch | None]
+) -> Iterator[Finding]:
+    """Yield the masks that look shifted, mirrored or swapped; each is looked at in one section."""
+    for samples in dataset.sections.values():
+        pairs = [(sample, sketches.get((sample.image, _mask_key(sample)))) for sample in samples]
+        for oddity in odd_masks([found for _, found in pairs]):
+            sample = pairs[oddity.index][0]
+            yield Finding(str(sample.mask), *_words(oddity, samples))
+
+
+def _words(oddity: Oddity, samples: Sequence[Sample]) -> tuple[str, str]:
+    """Return what seems to be wrong with a mask, and what to do."""
+    if oddity.kind == "shifted":
+        moves = [
+            f"{abs(100 * share):.0f} % of the {side} further {ways[share > 0]}"
+            for share, side, ways in zip(
+                oddity.shift, ("height", "width"), (("up", "down"), ("left", "right")), strict=True
+            )
+            if abs(share) >= 0.005
+        ]
+        what = f"the mask looks shifted: it would fit better {' and '.join(moves)}"
+        return what, "look at its overlay; nothing, if it is where it belongs"
+    if oddity.kind == "mirrored":
+        what = f"the mask looks mirrored: it would fit better {oddity.how}"
+        return what, "look at its overlay; images are turned upright by EXIF data, masks are not"
+    other = samples[oddity.other].mask
+    what = f"the mask looks swapped: {other} would fit this image better"
+    return what, "look at its overlay; give each image its own mask"
 
 
 def _reachable_classes(dataset: Dataset, samples: Iterable[Sample]) -> set[int]:

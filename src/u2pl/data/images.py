@@ -202,6 +202,28 @@ def read_mask(
     return ids
 
 
+def read_raw_mask(path: Path) -> tuple[str, npt.NDArray[Any], npt.NDArray[np.uint8] | None]:
+    """Return what a mask file holds before anybody says how it is to be read.
+
+    Returns:
+        Pillow's mode; the pixels, [H, W] of grey and palette files, else [H, W, 3] uint8; and of a
+        palette file its colours [n, 3] uint8, n up to 256.
+
+    Raises:
+        UserError: where the file cannot be read, or its pixels are floating-point numbers.
+    """
+    with _opened(path) as image:
+        image.load()
+        if image.mode == "F":
+            raise FileError(path, "its pixels are floating-point numbers", "save class ids")
+        if image.mode == "P":
+            palette = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+            return "P", np.asarray(image), palette
+        if image.mode in ("1", "L") or image.mode.startswith("I"):
+            return image.mode, np.asarray(image).astype(np.int64), None
+        return image.mode, np.asarray(image.convert("RGBA").convert("RGB")), None
+
+
 def _mask_pixels(path: Path, mask_format: MaskFormat) -> npt.NDArray[Any]:
     """Return what a mask file holds: [H, W], or with ``rgb`` [H, W, 3]."""
     with _opened(path) as image:

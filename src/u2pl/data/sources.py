@@ -14,10 +14,10 @@
     tags: tags.csv                # image,classes: which classes an unlabelled image may hold;
                                   # or {voc_xml: FOLDER}, or {masks: FOLDER}
 
-``images`` and ``masks`` are a folder, a glob or a list of files. In a folder a mask has the
-relative path of its image with the suffix .png; in globs what the last part's wildcards match is
-compared (``*_left.png`` with ``*_ids.png``), in lists the stem. ``list`` is a text file with a
-name, a stem or a path a line, which selects and orders.
+``images`` and ``masks`` are a folder, a glob, a list of files, or a .txt file that holds such a
+list, a path a line. In a folder a mask has the relative path of its image with the suffix .png; in
+globs what the last part's wildcards match is compared (``*_left.png`` with ``*_ids.png``), in lists
+the stem. ``list`` is a text file with a name, a stem or a path a line, which selects and orders.
 """
 
 from __future__ import annotations
@@ -457,6 +457,9 @@ class _Finder:
         elif isinstance(spec, list) and spec and all(isinstance(item, str) for item in spec):
             base, relative = self._list_given(spec, where)
             head, tail = "", ""
+        elif isinstance(spec, str) and spec.lower().endswith(".txt"):
+            base, relative = self._list_given(self._read_paths(spec, where), where)
+            head, tail = "", ""
         elif isinstance(spec, str):
             raise UserError(
                 f"{self.yaml_path}: the folder {self.root / spec} of {where} does not exist."
@@ -546,6 +549,15 @@ class _Finder:
         head, tail = re.split(r"[*?\[]", stem)[0], re.split(r"[*?\]]", stem)[-1]
         return base, sorted(Path(item).as_posix() for item in found), head, tail
 
+    def _read_paths(self, spec: str, where: str) -> list[str]:
+        """Return the paths that a text file holds, one a line."""
+        paths = _read_list(self.root / spec, self.yaml_path, where)
+        if not paths:
+            raise UserError(f"{self.yaml_path}: the file {spec} of {where} names no file.")
+        for path in paths:
+            _checked_path(self.yaml_path, where, path)
+        return paths
+
     def _list_given(self, items: list[str], where: str) -> tuple[str, list[str]]:
         """Return the folder that all files of a list share, and the files below it."""
         paths = [self.resolve(item) for item in items]
@@ -596,15 +608,7 @@ def _find_section(
 
 def _select(finder: _Finder, section: str, images: list[_Entry], path: Path) -> list[_Entry]:
     """Return the images that a list file names, in its order."""
-    try:
-        lines = read_text(path).splitlines()
-    except FileNotFoundError:
-        raise UserError(
-            f"{finder.yaml_path}: the list {path} of '{section}' does not exist."
-        ) from None
-    except (OSError, ValueError):
-        raise UserError(f"{finder.yaml_path}: the list {path} is not a text file.") from None
-    wanted = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
+    wanted = _read_list(path, finder.yaml_path, f"'{section}'")
     by_name = {entry.key: entry for entry in images} | {entry.name: entry for entry in images}
     by_stem = _unique_stems(images)
     by_path = {entry.path: entry for entry in images} if wanted else {}
@@ -628,6 +632,17 @@ def _select(finder: _Finder, section: str, images: list[_Entry], path: Path) -> 
             f"{_first_three(missing)}; mend the list or the folder."
         )
     return list(chosen.values())
+
+
+def _read_list(path: Path, yaml_path: Path, where: str) -> list[str]:
+    """Return the lines of a list file, without empty ones and comments."""
+    try:
+        lines = read_text(path).splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{yaml_path}: the list {path} of {where} does not exist.") from None
+    except (OSError, ValueError):
+        raise UserError(f"{yaml_path}: the list {path} is not a text file.") from None
+    return [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
 
 
 def _pair(

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from u2pl.data.init import archive as archives
+from u2pl.data.init.archive import unpack
+from u2pl.errors import UserError
+
+
+def zipped(path: Path, files: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in files.items():
+            file.writestr(name, content)
+    return path
+
+
+def everything(name: str) -> bool:
+    return True
+
+
+def test_wanted_members_are_unpacked_and_others_not(tmp_path: Path) -> None:
+    archive = zipped(tmp_path / "a.zip", {"x/y.txt": b"1", "z.txt": b"2", "x/": b""})
+    names = unpack(archive, tmp_path / "out", wanted=lambda name: name.startswith("x/"))
+    assert names == ["x/y.txt"]
+    files = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+    assert files == [tmp_path / "out/x/y.txt"]
+    assert files[0].read_bytes() == b"1"
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "a/../../x", "/x", "C:/x", "..\\x", "a\\..\\..\\x", "a\x1b/x", "a/\u2028"]
+)
+def test_member_with_a_way_out_or_an_odd_name_is_refused(tmp_path: Path, name: str) -> None:
+    archive = zipped(tmp_path / "a.zip", {"good.txt": b"1", name: b"2"})
+    with pytest.raises(UserError, match=r"would be written outside of .*; do not trust"):
+        unpack(archive, tmp_path / "out", wanted=everything)
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [archive]
+
+
+def test_link_in_the_folder_is_not_followed_out_of_it(tmp_path: Path) -> None:
+    archive = zipped(tmp_path / "a.zip", {"sub/x.txt": b"1"})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "out/sub").symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match="where results go"):
+        unpack(archive, tmp_path / "out", wanted=everything)
+    assert list((tmp_path / "secret").iterdir()) == []
+
+
+def test_link_as_a_member_becomes_a_plain_file(tmp_path: Path) -> None:
+    member = zipfile.ZipInfo("link")
+    member.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        file.writestr(member, "/etc/passwd")
+    unpack(tmp_path / "a.zip", tmp_path / "out", wanted=everything)
+    assert not (tmp_path / "out/link").is_symlink()
+    assert (tmp_path / "out/link").read_text() == "/etc/passwd"
+
+
+def test_archive_that_grows_without_measure_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "_ALLOWANCE", 1000)
+    archive = zipped(tmp_path / "a.zip", {"x": bytes(1_000_000)})
+    with pytest.raises(UserError, match=r"1,000,000 bytes together are more than an export"):
+        unpack(archive, tmp_path / "out", wanted=everything)
+
+
+def test_torn_or_missing_archive_is_a_sentence(tmp_path: Path) -> None:
+    archive = zipped(tmp_path / "a.zip", {"x": b"123" * 99})
+    with pytest.raises(UserError, match="does not exist"):
+        unpack(tmp_path / "b.zip", tmp_path / "out", wanted=everything)
+    content = bytearray(archive.read_bytes())
+    content[35] ^= 255
+    archive.write_bytes(content)
+    with pytest.raises(UserError, match="cannot be unpacked"):
+        unpack(archive, tmp_path / "out", wanted=everything)
+    archive.write_bytes(b"no zip")
+    with pytest.raises(UserError, match="cannot be unpacked"):
+        unpack(archive, tmp_path / "out", wanted=everything)
