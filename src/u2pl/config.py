@@ -196,6 +196,8 @@ class TrainSettings(Settings):
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     """auto is bf16-mixed on a GPU that has it, 32-true elsewhere."""
     channels_last: bool = True
+    compile: tuple[Literal["student", "teacher", "method"], ...] = ()
+    """Parts of the step that torch.compile makes faster, after a minute or more of compiling."""
     separate_statistics: bool = False
     """BatchNorm normalises labelled and unlabelled images apart, and keeps the averages of the
     latter [R]: for two domains."""

@@ -28,6 +28,7 @@ from u2pl.contrast import (
 )
 from u2pl.data.batch import Batch, LabeledBatch, UnlabeledBatch
 from u2pl.data.loaders import derive_seed
+from u2pl.engine.compiled import of_method
 from u2pl.engine.guard import are_finite, gradient_norm, has_scaler
 from u2pl.engine.optimizer import learning_rate_factor, set_learning_rate
 from u2pl.engine.state import TrainState
@@ -229,10 +230,13 @@ def pseudo_label(
     mix = choose_mix(own, donors, view_u.logits.shape[1], state, config, generator)
     pixels = own.mixed(mix, donors)
     total = state.world.sum
-    threshold = partition.entropy_threshold(
+    threshold = of_method(partition.entropy_threshold, config)(
         pixels.entropy,
         pixels.judged,
-        unreliable_fraction=alpha,
+        # a number would be compiled in, and this one changes with each step
+        unreliable_fraction=torch.full(
+            (), alpha, dtype=torch.float64, device=pixels.entropy.device
+        ),
         total=total if state.world.size > 1 else None,
     )
     labels = partition.pseudo_labels(
@@ -277,10 +281,11 @@ def judge(
             temperature=method.denoise_temperature,
         )
     possible = unlabeled.possible_classes
-    predictions, entropy, confidence = judge_pixels(logits, possible, size)
+    logits = partition.restrict_logits_to_tags(logits, possible)
+    predictions, entropy, confidence = of_method(judge_pixels, config)(logits, size)
     probs_on_grid, certain = logits[:, :0], logits[:, :0].bool()
     if contrasted:
-        probs_on_grid = partition.restrict_to_tags(logits.softmax(dim=1), possible)
+        probs_on_grid = logits.softmax(dim=1)
         low, high = ranks(logits.shape[1], config)
         band = rank_band(view.logits, low_rank=low, high_rank=high)
         certain = tag_negative_mask(possible, on_grid(unlabeled.valid, grid), band, low_rank=low)
@@ -297,9 +302,7 @@ def judge(
     return pixels, confidence
 
 
-def judge_pixels(
-    logits: Tensor, possible_classes: Tensor, size: tuple[int, int]
-) -> tuple[Tensor, Tensor, Tensor]:
+def judge_pixels(logits: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
     """Class, entropy (Eq. 5) and probability of the class at full size.
 
     Image by image, because the probabilities of all classes at all pixels of a batch would be the
@@ -307,16 +310,14 @@ def judge_pixels(
 
     Args:
         logits: [B, C, h, w].
-        possible_classes: [B, C] bool.
         size: (H, W).
 
     Returns:
         Predictions [B, H, W] int64, entropy in nats and confidence, both [B, H, W].
     """
     images = []
-    batches = torch.split(logits, 1), torch.split(possible_classes, 1)  # of one image each
-    for own, possible in zip(*batches, strict=True):
-        probs = partition.restrict_to_tags(upsample(own, size).softmax(dim=1), possible)
+    for own in torch.split(logits, 1):
+        probs = upsample(own, size).softmax(dim=1)
         confidence, prediction = probs.max(dim=1)  # on a CPU several times faster than argmax
         images.append((prediction, partition.prediction_entropy(probs), confidence))
     predictions, entropy, confidence = (torch.cat(maps) for maps in zip(*images, strict=True))
@@ -393,12 +394,33 @@ def contrast_pairs(
     generator: torch.Generator,
 ) -> ContrastPairs:
     """Anchors, positives and negatives (Eq. 9-16); prototypes and queues move on."""
+    num_unlabeled = 0 if pseudo is None else len(pseudo.labels)
+    shares = (state.world.share(count) for count in (len(labels), num_unlabeled))
+    num_classes, height, width = view.logits.shape[1:]
+    draws = draw_numbers(
+        num_classes,
+        sum(share.total for share in shares) * height * width,
+        config,
+        generator,
+        view.logits.device,
+    )
+    return of_method(pair_up, config)(state, view, labels, pseudo, draws, config)
+
+
+def pair_up(
+    state: TrainState,
+    view: TeacherView,
+    labels: Tensor,
+    pseudo: PseudoLabels | None,
+    draws: Draws,
+    config: Config,
+) -> ContrastPairs:
+    """:func:`contrast_pairs` with the random numbers drawn."""
     anchor, negative, features = contrast_masks(view, labels, pseudo, config)
     state.prototypes.update(*class_means(features, anchor, total=state.world.sum))
     masks = torch.stack([anchor, negative], dim=1)  # [B, 2, C, h, w]
     masks = state.world.gather_halves(masks, len(view.logits))  # of all processes' images
     anchor, negative = masks.permute(1, 2, 0, 3, 4).flatten(2)  # [C, B·h·w] each
-    draws = draw_numbers(anchor, config, generator)
     rows = rows_of_batch(state, len(view.logits), len(features) - len(view.logits))
     push_keys(state, features, negative, rows, draws, config)
     return choose_pairs(state, anchor, negative, draws)
@@ -419,11 +441,16 @@ class Draws:
     negatives: Tensor
 
 
-def draw_numbers(anchor: Tensor, config: Config, generator: torch.Generator) -> Draws:
-    """Draw for masks [C, B·h·w] of the whole batch, on their device."""
-    (num_classes, num_pixels), method = anchor.shape, config.method
-    shape = (num_classes, method.num_anchors)
-    given: dict[str, Any] = {"generator": generator, "device": anchor.device}
+def draw_numbers(
+    num_classes: int,
+    num_pixels: int,
+    config: Config,
+    generator: torch.Generator,
+    device: torch.device,
+) -> Draws:
+    """Draw for the pixels of the whole batch's feature grids, B·h·w."""
+    method, shape = config.method, (num_classes, config.method.num_anchors)
+    given: dict[str, Any] = {"generator": generator, "device": device}
     return Draws(
         order=torch.randperm(num_pixels, **given),
         # float64: a float32 draw cannot reach every one of over 16 M pixels

@@ -124,7 +124,7 @@ class _LossOfDrawn(torch.autograd.Function):
             _loss_of_some(
                 anchors[first : first + size],
                 positive_logits[first : first + size],
-                keys[drawn[first : first + size]].to(anchors.dtype),
+                _rows(keys, drawn[first : first + size]).to(anchors.dtype),
                 temperature,
             )
             for first in range(0, num_anchors, size)
@@ -141,12 +141,17 @@ class _LossOfDrawn(torch.autograd.Function):
         return grad.unsqueeze(1) * by_anchor, grad * by_positive, None, None, None
 
 
+def _rows(keys: Tensor, drawn: Tensor) -> Tensor:
+    """``keys[drawn]``, [A, N, D]; on a CPU this way is more than twice as fast."""
+    return keys.index_select(0, drawn.flatten()).view(*drawn.shape, -1)
+
+
 def _loss_of_some(
     anchors: Tensor, positive_logits: Tensor, negatives: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses [A], and their derivatives by the anchors [A, D] and by the positives' logits [A]."""
     lengths = negatives.norm(dim=-1).clamp_min(1e-12) * temperature
-    logits = torch.bmm(negatives, anchors.unsqueeze(2)).squeeze(2) / lengths
+    logits = torch.bmm(anchors.unsqueeze(1), negatives.transpose(1, 2)).squeeze(1) / lengths
     total = torch.cat([positive_logits.unsqueeze(1), logits], dim=1).logsumexp(dim=1)
     shares = (logits - total.unsqueeze(1)).exp() / lengths
     by_anchor = torch.bmm(shares.unsqueeze(1), negatives).squeeze(1)
