@@ -144,6 +144,9 @@ class MethodSettings(Settings):
     background_queue_size: int = Field(50_000, ge=1)
     """Keys of the background class [P]."""
     queue_dtype: Literal["float32", "bfloat16"] = "float32"
+    queue_megabytes: int = Field(2200, ge=1)
+    """At most so many million bytes for all queues together; longer ones are all shortened alike,
+    from 72 classes on with the other defaults [R]."""
     keys_per_step: int = Field(1024, ge=1)
     """At most so many keys are pushed a class and step [R]."""
     prototype_momentum: float = Field(0.999, ge=0, lt=1)
