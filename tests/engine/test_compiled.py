@@ -13,8 +13,8 @@ from u2pl.engine import compiled
 from u2pl.engine.compiled import compile_networks
 from u2pl.engine.step import training_step
 
-# of torch's own modules, which the compiler imports
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+# the compiler warns of its own doings, within torch: old modules, gradients that it looks for
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture(autouse=True)

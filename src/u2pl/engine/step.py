@@ -590,7 +590,9 @@ def backward_in_parts(
             rows_l, rows_u = torch.split(rows, [len(labeled.images), num_unlabeled])
             rows = torch.cat([rows_l[share], rows_u[share]])
             assert features is not None, "asked for with the pairs"
-            terms["loss_c"] = contrast_of_part(pairs, state.queues.keys, features, rows, config)
+            terms["loss_c"] = of_method(contrast_of_part, config)(
+                pairs, state.queues.keys, features, rows, config
+            )
         loss = terms["loss_s"] + terms.get("loss_u", zero)
         loss = loss + config.method.contrastive_weight * terms.get("loss_c", zero)
         fabric.backward(loss)
