@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo setup test check soak clean
+.PHONY: demo setup test check bench soak clean
 
 demo: $(STAMP)
 	$(BIN)/u2pl demo --out demo-runs/seed-0 --overwrite
@@ -31,6 +31,10 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --doctest-modules src -q -p no:cacheprovider
+
+# What the method costs beside the network, as ratios within one run; minutes on a CPU.
+bench: $(STAMP)
+	$(BIN)/u2pl bench --out benchmarks/results $(ARGS)
 
 # The long forms of what the tests promise: processes and nodes compared, kills at random moments,
 # bad input by the ten thousand. The figures of all of them come last.

@@ -359,3 +359,17 @@ def test_confident_share_is_that_of_all_processes() -> None:
         probs, valid, total=lambda counts: counts + torch.tensor([6, 8])
     )
     assert share.item() == pytest.approx(7 / 10)
+
+
+@on_random_cases
+def test_logits_restricted_to_tags_are_those_of_the_restricted_probabilities(case: Case) -> None:
+    logits, tags = case.logits(), case.tags()
+    restricted = partition.restrict_logits_to_tags(logits, tags).softmax(dim=1)
+    torch.testing.assert_close(restricted, partition.restrict_to_tags(case.probs(), tags))
+
+
+@pytest.mark.parametrize("possible", [True, False])
+def test_tags_that_say_nothing_change_no_logit(possible: bool) -> None:
+    logits = Case(7, 4, 0).logits()
+    tags = torch.full((4, 7), possible)
+    assert torch.equal(partition.restrict_logits_to_tags(logits, tags), logits)

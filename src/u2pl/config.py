@@ -144,6 +144,9 @@ class MethodSettings(Settings):
     background_queue_size: int = Field(50_000, ge=1)
     """Keys of the background class [P]."""
     queue_dtype: Literal["float32", "bfloat16"] = "float32"
+    queue_megabytes: int = Field(2200, ge=1)
+    """At most so many million bytes for all queues together; longer ones are all shortened alike,
+    from 72 classes on with the other defaults [R]."""
     keys_per_step: int = Field(1024, ge=1)
     """At most so many keys are pushed a class and step [R]."""
     prototype_momentum: float = Field(0.999, ge=0, lt=1)
@@ -198,6 +201,8 @@ class TrainSettings(Settings):
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     """auto is bf16-mixed on a GPU that has it, 32-true elsewhere."""
     channels_last: bool = True
+    compile: tuple[Literal["student", "teacher", "method"], ...] = ()
+    """Parts of the step that torch.compile makes faster, after a minute or more of compiling."""
     separate_statistics: bool = False
     """BatchNorm normalises labelled and unlabelled images apart, and keeps the averages of the
     latter [R]: for two domains."""

@@ -56,7 +56,7 @@ def entropy_threshold(
     entropy: Tensor,
     valid: Tensor,
     *,
-    unreliable_fraction: float,
+    unreliable_fraction: float | Tensor,
     total: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """γ_t of Eq. 6 [P]: the ``1 - α_t`` quantile of the entropy over the batch's valid pixels.
@@ -67,7 +67,7 @@ def entropy_threshold(
     Args:
         entropy: [B, H, W], nats.
         valid: [B, H, W] bool; padding and erased pixels are False and do not count.
-        unreliable_fraction: α_t in [0, 1).
+        unreliable_fraction: α_t in [0, 1); a number, or a float64 scalar on the device.
         total: where several processes share the batch, a function that sums a tensor of counts
             over them; the threshold is then that of all their pixels, to the last bit. None for a
             batch of one process.
@@ -88,35 +88,57 @@ def entropy_threshold(
     high = torch.minimum(low + 1, (num_valid - 1).clamp_min(0))
     infinity = entropy.new_full((), torch.inf)
     known = torch.where(valid, entropy, infinity).flatten()
-    if total is None:
-        ordered = known.sort().values
-        below, above = ordered[low], ordered[high]
+    if total is None and (known.is_cuda or known.dtype == torch.float64):
+        ordered = known.sort().values  # a GPU sorts a million in a fraction of a millisecond
+        below, above = (_at(ordered, n) for n in (low, high))
     else:
-        below, above = (_nth_smallest(known.float(), n, total) for n in (low, high))
+        known = known.float()
+        below = _nth_smallest(known, low, total)
+        if total is None:
+            next_one = known.masked_fill(known <= below, torch.inf).min()
+            above = torch.where((known <= below).sum() > high, below, next_one)
+        else:
+            above = _nth_smallest(known, high, total)
     interpolated = torch.lerp(below, above, (position - low).to(below.dtype))
     return torch.where(num_valid > 0, interpolated, infinity)
 
 
-def _nth_smallest(values: Tensor, n: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
+def _at(values: Tensor, index: Tensor) -> Tensor:
+    """``values[index]`` of a scalar index; written like that it would wait for the device."""
+    return values.index_select(0, index.view(1)).squeeze(0)
+
+
+_BITS = (11, 10, 10)  # of a float that is not negative, found in this order: 31 in all
+
+
+def _nth_smallest(
+    values: Tensor, n: Tensor, total: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     """The n-th smallest (from 0) of all processes' values, which none of them holds together.
 
     Floats that are not negative order like their bits, read as an integer. So the bits are found
-    four at a time, by counting: eight rounds of sixteen counts, whatever the number of pixels.
+    some at a time, by counting: three histograms, whatever the number of pixels. On a CPU this is
+    faster than a sort, too.
 
     Args:
         values: [K] float32, not negative.
         n: scalar int64, below the number of all values.
-        total: sums counts over the processes.
+        total: sums counts over the processes; None where there is one.
     """
-    bits = values.contiguous().view(torch.int32).long()
-    found, step = torch.zeros_like(n), 2**28
-    parts = torch.arange(1, 17, device=values.device)
-    while step:
-        last = found + parts * step - 1  # of each sixteenth of what is left
-        counts = total((bits <= last.unsqueeze(1)).sum(dim=1))
-        found = found + (counts <= n).sum() * step
-        step //= 16
-    return found.int().view(torch.float32)
+    bits = values.contiguous().view(torch.int32)
+    found = torch.zeros_like(n, dtype=torch.int32)
+    one, shift = torch.ones_like(n).expand(len(bits)), sum(_BITS)
+    for width in _BITS:
+        candidate = bits >> shift == found >> shift  # agrees in what is found
+        shift -= width
+        place = torch.where(candidate, bits >> shift & (1 << width) - 1, 1 << width)
+        counts = bits.new_zeros((1 << width) + 1, dtype=torch.int64)
+        counts = counts.scatter_add_(0, place.long(), one)[:-1]
+        cumulative = (counts if total is None else total(counts)).cumsum(0)
+        index = (cumulative <= n).sum()
+        n = n - torch.where(index > 0, _at(cumulative, (index - 1).clamp_min(0)), 0)
+        found = found | (index << shift).int()
+    return found.view(torch.float32)
 
 
 def unreliable_mask(entropy: Tensor, threshold: Tensor, valid: Tensor) -> Tensor:
@@ -199,9 +221,35 @@ def restrict_to_tags(probs: Tensor, possible_classes: Tensor) -> Tensor:
         dim=1, keepdim=True
     )
     possible = possible_classes[:, :, None, None]
-    kept = torch.where(possible, probs, torch.zeros_like(probs))
+    informative = informative[:, :, None, None]
+    kept = torch.where(possible | ~informative, probs, torch.zeros_like(probs))
     total = kept.sum(dim=1, keepdim=True)
+    lost = informative & (total <= torch.finfo(probs.dtype).tiny)
+    divisor = torch.where(informative, total, torch.ones_like(total)).masked_fill(lost, torch.inf)
     even = possible / possible.sum(dim=1, keepdim=True).clamp_min(1)
-    tiny = torch.finfo(probs.dtype).tiny
-    rescaled = torch.where(total > tiny, kept / total.clamp_min(tiny), even.to(probs.dtype))
-    return torch.where(informative[:, :, None, None], rescaled, probs)
+    return kept / divisor + even.to(probs.dtype) * lost
+
+
+_NEVER = -1e30  # as a logit: no probability, yet finite, so that it can be interpolated
+
+
+def restrict_logits_to_tags(logits: Tensor, possible_classes: Tensor) -> Tensor:
+    """The logits of what :func:`restrict_to_tags` makes of their softmax [R].
+
+    On the feature grid this costs a sixteenth of what it does at full size, where bilinear
+    interpolation takes it along.
+
+    Args:
+        logits: [B, C, h, w], at least float32.
+        possible_classes: [B, C] bool, as for :func:`restrict_to_tags`.
+
+    Returns:
+        [B, C, h, w]. The possible classes keep their odds even where nearly all probability lay on
+        absent ones.
+
+    >>> possible = torch.tensor([[True, True, False]])
+    >>> restrict_logits_to_tags(torch.zeros(1, 3, 1, 1), possible).softmax(dim=1).flatten()
+    tensor([0.5000, 0.5000, 0.0000])
+    """
+    absent = ~possible_classes & possible_classes.any(dim=1, keepdim=True)
+    return logits.masked_fill(absent[:, :, None, None], _NEVER)

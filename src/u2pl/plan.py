@@ -24,9 +24,6 @@ from u2pl.engine.state import queue_capacities
 from u2pl.engine.trial import Trial, try_steps
 from u2pl.errors import UserError
 
-QUEUE_BYTES = 2_300_000_000
-"""What the queues may take: 150 classes of 30 000 keys of 256 bfloat16 numbers fit."""
-
 _PASSES = 80  # over the unlabelled images [P: the epochs on VOC]
 _FEWEST_STEPS, _MOST_STEPS = 2_000, 40_000
 _LARGEST_VIEW = 3  # crops that the short side of an image may be long; more shows textures alone
@@ -276,19 +273,14 @@ def num_steps(config: Config, fingerprint: Fingerprint) -> Choice:
 
 
 def queue_settings(config: Config, num_classes: int) -> list[Choice]:
-    """The recipe's queues, in bfloat16 and then shorter where they would not fit."""
+    """The recipe's queues, in bfloat16 where in float32 they would be cut short."""
     method = config.method
-    size = f"{queue_bytes(config, num_classes) / 1e9:.2f} GB of keys"
-    choices = [Choice("method.queue_dtype", method.queue_dtype, size)]
-    if queue_bytes(config, num_classes) > QUEUE_BYTES:
-        why = f"float32 would take {size}"
-        choices = [Choice("method.queue_dtype", "bfloat16", why)]
-        config = config.with_overrides({"method.queue_dtype": "bfloat16"})
-    taken = queue_bytes(config, num_classes)
-    if taken <= QUEUE_BYTES:
-        return [*choices, Choice("method.queue_size", method.queue_size, "the recipe's")]
-    shorter = int(method.queue_size * QUEUE_BYTES / taken)
-    return [*choices, Choice("method.queue_size", shorter, f"{num_classes} classes")]
+    kept = max(queue_capacities(config, num_classes))
+    if method.queue_dtype == "float32" and kept < method.queue_size:
+        why = f"in float32 {method.queue_megabytes} MB hold {kept} keys a class"
+        return [Choice("method.queue_dtype", "bfloat16", why)]
+    why = f"{kept} keys a class, {queue_bytes(config, num_classes) / 1e6:.0f} MB"
+    return [Choice("method.queue_dtype", method.queue_dtype, why)]
 
 
 def queue_bytes(config: Config, num_classes: int) -> int:

@@ -88,6 +88,31 @@ def test_logits_rank_as_their_probabilities_do(case: Case) -> None:
     assert torch.equal(rank, masks.class_rank(case.logits().double().softmax(dim=1)))
 
 
+@pytest.mark.parametrize("levels", [3, 1000])
+@pytest.mark.parametrize(
+    ("num_classes", "low", "high"),
+    [(2, 1, 2), (3, 1, 3), (7, 3, 7), (7, 2, 5), (21, 3, 20), (21, 1, 19), (21, 9, 12)],
+)
+def test_band_compares_with_both_bounds_as_the_rank_does(
+    num_classes: int, low: int, high: int, levels: int
+) -> None:
+    """With many equal scores, negative ones and both zeros among them."""
+    generator = torch.Generator().manual_seed(levels)
+    scores = torch.randn(2, num_classes, 9, 8, generator=generator).mul(levels).round() / levels
+    scores[0, ::2, 0] = -0.0
+    for given in (scores, scores.double(), scores.bfloat16(), scores.softmax(dim=1)):
+        rank = masks.class_rank(given)
+        band = masks.rank_band(given, low_rank=low, high_rank=high)
+        assert torch.equal(band < low, rank < low)
+        assert torch.equal(band >= high, rank >= high)
+
+
+def test_band_of_many_classes_is_that_of_the_rank_too() -> None:
+    scores = torch.rand(1, 150, 4, 4, generator=torch.Generator().manual_seed(0))
+    rank, band = masks.class_rank(scores), masks.rank_band(scores, low_rank=3, high_rank=20)
+    assert torch.equal(band, (rank >= 3).int() * 3 + (rank >= 20).int() * 17)
+
+
 # Eq. 9-11
 
 

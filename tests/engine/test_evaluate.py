@@ -261,6 +261,17 @@ def test_side_shorter_than_the_window_is_taken_whole(
     assert torch.isfinite(logits).all()
 
 
+@pytest.mark.parametrize("windows", [2, 3, 100])
+def test_windows_in_batches_say_the_same(windows: int) -> None:
+    images, model = torch.rand(2, 3, 40, 56, generator=torch.Generator().manual_seed(0)), Colors()
+    given: dict[str, Any] = {"protocol": "slide", "crop": (16, 16), "stride": 0.5}
+    expected = predict_logits(model, images, **given)
+    one_by_one = len(model.sizes)
+    torch.testing.assert_close(predict_logits(model, images, **given, windows=windows), expected)
+    assert len(model.sizes) - one_by_one == -(-one_by_one // windows)
+    assert model.sizes[one_by_one][0] == 2 * min(windows, one_by_one)
+
+
 def test_protocol_and_window_come_from_the_settings(tmp_path: Path) -> None:
     dataset = dataset_of(tmp_path, SIZES[:1])
     for crop, side in ((None, 32), ([16, 24], 16)):

@@ -17,7 +17,7 @@ from u2pl.engine import step as step_module
 from u2pl.engine.state import TrainState
 from u2pl.engine.step import PseudoLabels, training_step
 from u2pl.losses import contrastive_loss
-from u2pl.partition import prediction_entropy
+from u2pl.partition import prediction_entropy, restrict_logits_to_tags, restrict_to_tags
 
 
 def run(
@@ -493,6 +493,27 @@ def test_no_denoising_where_it_is_switched_off(monkeypatch: pytest.MonkeyPatch) 
         torch.testing.assert_close(pseudo.pixels.probs, arguments["view_u"].logits.softmax(1))
 
 
+def test_pixels_are_judged_alike_one_image_at_a_time_and_all_at_once() -> None:
+    logits = 3 * torch.randn(3, 5, 8, 6, generator=torch.Generator().manual_seed(0))
+    found = step_module.judge_pixels(logits, (31, 22))
+    probs = step_module.upsample(logits, (31, 22)).softmax(dim=1)
+    confidence, predictions = probs.max(dim=1)
+    for one, other in zip(found, (predictions, prediction_entropy(probs), confidence), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_tags_on_the_grid_are_tags_on_the_pixels() -> None:
+    logits = 3 * torch.randn(3, 5, 8, 6, generator=torch.Generator().manual_seed(0))
+    possible = torch.ones(3, 5, dtype=torch.bool)
+    possible[1, 2:] = False
+    restricted = restrict_logits_to_tags(logits, possible)
+    predictions, entropy, _ = step_module.judge_pixels(restricted, (31, 22))
+    plain = step_module.upsample(logits, (31, 22)).softmax(dim=1)
+    expected = restrict_to_tags(plain, possible)
+    assert torch.equal(predictions, expected.argmax(dim=1))
+    torch.testing.assert_close(entropy, prediction_entropy(expected))
+
+
 def test_pairs_point_to_pixels_of_their_own_class(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = spy(monkeypatch, "contrast_pairs")
     config = tiny_config(method__anchor_threshold=0.0)
@@ -506,7 +527,7 @@ def test_pairs_point_to_pixels_of_their_own_class(monkeypatch: pytest.MonkeyPatc
             if pairs.active[class_id]:
                 assert (on_grid[pairs.anchors[class_id]] == class_id).all()
         assert pairs.anchors.shape == (NUM_CLASSES, 8)
-        assert pairs.negatives.shape == (NUM_CLASSES, 8, 5, 8)
+        assert pairs.negatives.shape == (NUM_CLASSES, 8, 5)
 
 
 @pytest.mark.parametrize("num_labeled", [1, 2, 3])
@@ -524,8 +545,9 @@ def test_contrast_is_that_of_the_students_features_at_the_anchors(
         values = training_step(fabric, state, batch, config)
         pairs = calls[-1][1]
         pixels = seen[-1].movedim(1, -1).flatten(0, 2)
+        negatives = state.queues.keys[pairs.negatives]
         expected = contrastive_loss(
-            pixels[pairs.anchors], pairs.positives, pairs.negatives, pairs.active, temperature=0.5
+            pixels[pairs.anchors], pairs.positives, negatives, pairs.active, temperature=0.5
         )
         torch.testing.assert_close(values["loss_c"], expected)
     assert (pairs.anchors[pairs.active] >= num_labeled * 64).any()

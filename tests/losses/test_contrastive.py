@@ -9,7 +9,12 @@ from torch import Tensor
 
 import reference.losses as reference
 from reference.cases import Case, on_random_cases
-from u2pl.losses import contrastive_floor, contrastive_loss
+from u2pl.losses import (
+    contrastive,
+    contrastive_floor,
+    contrastive_loss,
+    contrastive_loss_of_drawn,
+)
 
 
 @dataclass(frozen=True)
@@ -210,3 +215,51 @@ def test_autocast_does_not_lower_the_precision_of_the_loss() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = keys.loss()
     torch.testing.assert_close(loss, keys.loss())
+
+
+# keys that are read where they lie
+
+
+@pytest.mark.parametrize("at_once", [1, 40, 2**20])
+@pytest.mark.parametrize("weighted", [False, True])
+@on_random_cases
+def test_loss_of_drawn_keys_equals_that_of_the_keys_themselves(
+    case: Case, weighted: bool, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many of them are read at a time; the gradients, too."""
+    monkeypatch.setitem(contrastive._NUMBERS_AT_ONCE, "cpu", at_once)
+    keys = random_keys(case)
+    bank = keys.negatives.flatten(0, 2)
+    drawn = torch.arange(len(bank)).view(keys.negatives.shape[:3])
+    weights = (torch.arange(4) % 2).expand(case.num_classes, 4) if weighted else None
+    losses, gradients = [], []
+    for negatives in ((keys.negatives,), (bank, drawn)):
+        anchors = keys.anchors.clone().requires_grad_()
+        function = contrastive_loss if len(negatives) == 1 else contrastive_loss_of_drawn
+        loss = function(anchors, keys.positives, *negatives, keys.active, anchor_weights=weights)
+        (3 * loss).backward()
+        losses.append(loss.detach())
+        gradients.append(anchors.grad)
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*gradients)
+
+
+def test_loss_of_drawn_keys_has_the_analytic_gradient() -> None:
+    keys = random_keys(Case(3, 1, 0), dtype=torch.float64)
+    bank, drawn = keys.negatives.flatten(0, 2), torch.randint(0, 72, (3, 4, 6))
+    assert torch.autograd.gradcheck(
+        lambda anchors: contrastive_loss_of_drawn(
+            anchors, keys.positives, bank, drawn, keys.active, temperature=0.4
+        ),
+        keys.anchors.requires_grad_(),
+    )
+
+
+def test_loss_of_drawn_keys_reads_half_precision_ones_in_float32() -> None:
+    keys = random_keys(Case(3, 1, 0))
+    bank = keys.negatives.flatten(0, 2).bfloat16()
+    drawn = torch.arange(72).view(3, 4, 6)
+    given = (keys.anchors, keys.positives)
+    found = contrastive_loss_of_drawn(*given, bank, drawn, keys.active)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, contrastive_loss(*given, bank.float()[drawn], keys.active))

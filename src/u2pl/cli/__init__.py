@@ -10,7 +10,7 @@ import warnings
 import torch
 import typer
 
-from u2pl.cli import data, demo, doctor, plan, predict, report, train
+from u2pl.cli import bench, data, demo, doctor, plan, predict, report, train
 from u2pl.cli.console import complain
 from u2pl.errors import UserError
 
@@ -35,6 +35,7 @@ app.command(epilog="Example: `u2pl report runs/a --out a.html`")(report.report)
 app.command(epilog="Example: `u2pl compare runs/labels-* runs/u2pl-* --out compare.html`")(
     report.compare
 )
+app.command(epilog="Example: `u2pl bench --parts method --out benchmarks/results`")(bench.bench)
 app.command(epilog="Example: `u2pl doctor --self-test`")(doctor.doctor)
 
 data_app.command(epilog="Example: `u2pl data init photos`")(data.init)

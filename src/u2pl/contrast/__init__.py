@@ -5,13 +5,19 @@ from u2pl.contrast.masks import (
     class_rank,
     label_mask,
     labeled_negative_mask,
+    rank_band,
     rank_bounds,
     tag_negative_mask,
     unlabeled_negative_mask,
 )
 from u2pl.contrast.prototypes import MomentumPrototypes, class_means, denoise_logits
 from u2pl.contrast.queues import NegativeQueues
-from u2pl.contrast.sampling import sample_with_replacement, sample_without_replacement
+from u2pl.contrast.sampling import (
+    first_members,
+    members_at,
+    sample_with_replacement,
+    sample_without_replacement,
+)
 
 __all__ = [
     "MomentumPrototypes",
@@ -20,8 +26,11 @@ __all__ = [
     "class_means",
     "class_rank",
     "denoise_logits",
+    "first_members",
     "label_mask",
     "labeled_negative_mask",
+    "members_at",
+    "rank_band",
     "rank_bounds",
     "sample_with_replacement",
     "sample_without_replacement",

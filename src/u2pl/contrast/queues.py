@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from u2pl.contrast.sampling import sample_without_replacement
+from u2pl.contrast.sampling import first_members, sample_without_replacement
 
 
 class NegativeQueues(nn.Module):
@@ -87,6 +87,7 @@ class NegativeQueues(nn.Module):
         *,
         max_keys: int | None = None,
         generator: torch.Generator | None = None,
+        order: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Say which keys :meth:`push` would take, without pushing them.
 
@@ -95,12 +96,15 @@ class NegativeQueues(nn.Module):
 
         Args:
             mask, max_keys, generator: as for :meth:`push`.
+            order: [K] int64, a random order of the pixels, where it is drawn already.
 
         Returns:
             Indices [C, S] int64 into the K pixels, and their validity [C, S] bool.
         """
         limit = self.smallest_capacity if max_keys is None else max_keys
         limit = min(limit, self.smallest_capacity)
+        if order is not None:
+            return first_members(mask, limit, order=order)
         return sample_without_replacement(mask, limit, generator=generator)
 
     @torch.no_grad()
@@ -137,6 +141,18 @@ class NegativeQueues(nn.Module):
         """
         shape = (len(self.capacities), num_anchors, num_negatives)
         draw = torch.rand(shape, generator=generator, device=self.keys.device)
-        held = self.num_keys.view(-1, 1, 1)
+        return self.keys[self.rows_at(draw)]
+
+    def rows_at(self, draw: Tensor) -> Tensor:
+        """Rows of ``keys`` at given places of the queues, as shares of the keys that they hold.
+
+        Args:
+            draw: [C, ...] float32 in [0, 1).
+
+        Returns:
+            Like ``draw``, int64; of an empty queue its first row, which is zeros.
+        """
+        shape = (-1, *(1 for _ in draw.shape[1:]))
+        held = self.num_keys.view(shape)
         index = (draw * held).long().minimum((held - 1).clamp_min(0))
-        return self.keys[index + self.offsets.view(-1, 1, 1)]
+        return index + self.offsets.view(shape)

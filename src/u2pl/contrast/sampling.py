@@ -20,11 +20,24 @@ def sample_with_replacement(
         Indices [C, num_samples] int64 into the row, and [C] bool, False where the row was empty;
         an empty row's indices are valid positions without meaning.
     """
-    cumulative = mask.cumsum(dim=1, dtype=torch.int32)
-    total = cumulative[:, -1:]
     shape = (mask.shape[0], num_samples)
     # float64: a float32 draw cannot reach every member of a row of over 16 M pixels
     draw = torch.rand(shape, generator=generator, device=mask.device, dtype=torch.float64)
+    return members_at(mask, draw)
+
+
+def members_at(mask: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
+    """The members of each row at given places of it, as shares of their number.
+
+    Args:
+        mask: [C, K] bool, one row a class.
+        draw: [C, S] float64 in [0, 1); 0.5 is a row's middle member.
+
+    Returns:
+        As :func:`sample_with_replacement`, which makes the draw.
+    """
+    cumulative = mask.cumsum(dim=1, dtype=torch.int32)
+    total = cumulative[:, -1:]
     nth = (draw * total).to(torch.int32) + 1
     index = torch.searchsorted(cumulative, torch.minimum(nth, total.clamp_min(1)))
     return index.clamp_max(mask.shape[1] - 1), total.squeeze(1) > 0
@@ -46,11 +59,25 @@ def sample_without_replacement(
         Indices [C, S] int64 with S = min(num_samples, K), and their validity [C, S] bool: True for
         the first min(S, members) entries of a row.
     """
+    order = torch.randperm(mask.shape[1], generator=generator, device=mask.device)
+    return first_members(mask, num_samples, order=order)
+
+
+def first_members(mask: Tensor, num_samples: int, *, order: Tensor) -> tuple[Tensor, Tensor]:
+    """The members of each row that come first in a given order of the columns.
+
+    Args:
+        mask: [C, K] bool, one row a class.
+        num_samples: at most so many a row.
+        order: [K] int64, the columns in some order.
+
+    Returns:
+        As :func:`sample_without_replacement`, which takes a random order.
+    """
     num_columns = mask.shape[1]
     size = min(num_samples, num_columns)
-    shuffle = torch.randperm(num_columns, generator=generator, device=mask.device)
-    cumulative = mask[:, shuffle].cumsum(dim=1, dtype=torch.int32)
+    cumulative = mask[:, order].cumsum(dim=1, dtype=torch.int32)
     nth = torch.arange(1, size + 1, device=mask.device, dtype=torch.int32)
     nth = nth.expand(mask.shape[0], size).contiguous()
     position = torch.searchsorted(cumulative, nth).clamp_max(num_columns - 1)
-    return shuffle[position], nth <= cumulative[:, -1:]
+    return order[position], nth <= cumulative[:, -1:]

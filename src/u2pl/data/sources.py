@@ -470,14 +470,16 @@ class _Finder:
                 f"got {shown(spec)}."
             )
         wanted = frozenset(suffixes)
-        entries = []
+        entries, folders = [], dict[str, Path]()
         for item in relative:
             name, suffix = os.path.splitext(item)
             if suffix.lower() in wanted:
                 folder, _, stem = name.rpartition("/")
+                if folder not in folders:  # a path made of many parts takes long, a million times
+                    folders[folder] = Path(base, folder)
                 stem = stem.removeprefix(head).removesuffix(tail)
                 key = f"{folder}/{stem}" if folder else stem
-                entries.append(_Entry(name, key, Path(base, item)))
+                entries.append(_Entry(name, key, folders[folder] / item[len(folder) :].lstrip("/")))
         odd = [entry.name for entry in entries if not is_clean(entry.name)]
         if odd:
             raise UserError(

@@ -111,7 +111,13 @@ def class_iou(confusion: Tensor) -> Tensor:
 
 @torch.no_grad()
 def predict_logits(
-    model: nn.Module, images: Tensor, *, protocol: str, crop: tuple[int, int], stride: float
+    model: nn.Module,
+    images: Tensor,
+    *,
+    protocol: str,
+    crop: tuple[int, int],
+    stride: float,
+    windows: int = 1,
 ) -> Tensor:
     """Logits at the images' own size.
 
@@ -121,6 +127,7 @@ def predict_logits(
         protocol: ``whole`` sees the image at once; ``slide`` averages the logits of windows.
         crop: (height, width) of a window.
         stride: of the windows, as a fraction of a window.
+        windows: of ``slide``, how many of each image the model sees in one batch.
 
     Returns:
         [B, C, H, W] float32.
@@ -128,17 +135,25 @@ def predict_logits(
     height, width = images.shape[-2:]
     if protocol == "whole" or (height <= crop[0] and width <= crop[1]):
         return upsample(model(images, with_features=False).logits.float(), (height, width))
+    size = (min(height, crop[0]), min(width, crop[1]))
+    corners = [
+        (top, left)
+        for top in window_starts(height, size[0], stride)
+        for left in window_starts(width, size[1], stride)
+    ]
     total: Tensor | None = None
     seen = images.new_zeros(1, 1, height, width)
-    for top in window_starts(height, crop[0], stride):
-        for left in window_starts(width, crop[1], stride):
-            rows, columns = slice(top, top + crop[0]), slice(left, left + crop[1])
-            window = images[..., rows, columns]
-            logits = model(window, with_features=False).logits.float()
-            logits = upsample(logits, (window.shape[-2], window.shape[-1]))
-            if total is None:
-                total = logits.new_zeros(images.shape[0], logits.shape[1], height, width)
-            total[..., rows, columns] += logits
+    for first in range(0, len(corners), windows):
+        some = corners[first : first + windows]
+        places = [(slice(y, y + size[0]), slice(x, x + size[1])) for y, x in some]
+        batch = torch.cat([images[..., rows, columns] for rows, columns in places])
+        logits = upsample(model(batch, with_features=False).logits.float(), size)
+        if total is None:
+            total = logits.new_zeros(images.shape[0], logits.shape[1], height, width)
+        for (rows, columns), of_window in zip(
+            places, torch.split(logits, len(images)), strict=True
+        ):
+            total[..., rows, columns] += of_window
             seen[..., rows, columns] += 1
     assert total is not None
     return total / seen
@@ -202,13 +217,16 @@ def evaluate(
         images = images.to(device)
         assert masks is not None, "samples without masks cannot be scored"
         for name, model in models.items():
-            logits = predict_logits(
-                model,
-                images,
-                protocol=settings.protocol,
-                crop=settings.crop or config.data.crop,
-                stride=settings.stride_fraction,
-            )
+            # not compiled: images come in any size, and each would be compiled anew
+            with torch.compiler.set_stance("force_eager"):
+                logits = predict_logits(
+                    model,
+                    images,
+                    protocol=settings.protocol,
+                    crop=settings.crop or config.data.crop,
+                    stride=settings.stride_fraction,
+                    windows=max(1, settings.batch_size // len(images)),
+                )
             for row, (mask, size) in enumerate(zip(masks, sizes, strict=True)):
                 tallies[name].add(resize_logits(logits[row : row + 1], size), mask.to(device))
     for name, model in models.items():

@@ -89,7 +89,8 @@ class TrainState:
 def queue_capacities(config: Config, num_classes: int) -> list[int]:
     """Keys a class, the background's own number where there is one.
 
-    Without contrast no key is ever pushed, and a single slot a class stands for the memory.
+    Without contrast no key is ever pushed, and a single slot a class stands for the memory. Where
+    all would take more than ``method.queue_megabytes``, each is shortened by the same factor.
     """
     settings = config.method
     if settings.contrastive_weight == 0:
@@ -97,7 +98,11 @@ def queue_capacities(config: Config, num_classes: int) -> list[int]:
     capacities = [settings.queue_size] * num_classes
     if settings.background_class is not None:
         capacities[settings.background_class] = settings.background_queue_size
-    return capacities
+    key_bytes = config.model.feature_size * getattr(torch, settings.queue_dtype).itemsize
+    most, wanted = settings.queue_megabytes * 10**6 // key_bytes, sum(capacities)
+    if wanted <= most:
+        return capacities
+    return [max(1, capacity * most // wanted) for capacity in capacities]
 
 
 def initial_state(

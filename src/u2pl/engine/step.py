@@ -19,16 +19,17 @@ from u2pl.contrast import (
     MomentumPrototypes,
     anchor_mask,
     class_means,
-    class_rank,
     denoise_logits,
     labeled_negative_mask,
+    members_at,
+    rank_band,
     rank_bounds,
-    sample_with_replacement,
     tag_negative_mask,
     unlabeled_negative_mask,
 )
 from u2pl.data.batch import Batch, LabeledBatch, UnlabeledBatch
 from u2pl.data.loaders import derive_seed
+from u2pl.engine.compiled import of_method
 from u2pl.engine.guard import are_finite, gradient_norm, has_scaler
 from u2pl.engine.optimizer import learning_rate_factor, set_learning_rate
 from u2pl.engine.state import TrainState
@@ -113,7 +114,7 @@ class ContrastPairs:
         anchors: [C, M] int64, positions in the flattened grid of all labelled, then all unlabelled
             images of the whole batch.
         positives: [C, D].
-        negatives: [C, M, N, D].
+        negatives: [C, M, N] int64, rows of the queues' keys.
         active: [C] bool.
         num_negatives: [C] int64, negative pixels offered in this step.
     """
@@ -223,17 +224,20 @@ def pseudo_label(
     """Denoise, veto by tags, mix images with their targets, split by entropy (Eq. 5-8)."""
     method, unlabeled, ignore_index = config.method, batch.unlabeled, state.ignore_index
     assert unlabeled is not None, "view_u is of unlabelled images"
-    own, probs = judge(state.prototypes, view_u, unlabeled, config)
+    own, confidence = judge(state.prototypes, view_u, unlabeled, config)
     donors = own
     if method.mixing == "classmix_labeled":
         donors = from_labels(batch.labeled, view_l, own, ignore_index)
-    mix = choose_mix(own, donors, probs.shape[1], state, config, generator)
+    mix = choose_mix(own, donors, view_u.logits.shape[1], state, config, generator)
     pixels = own.mixed(mix, donors)
     total = state.world.sum
-    threshold = partition.entropy_threshold(
+    threshold = of_method(partition.entropy_threshold, config)(
         pixels.entropy,
         pixels.judged,
-        unreliable_fraction=alpha,
+        # a number would be compiled in, and this one changes with each step
+        unreliable_fraction=torch.full(
+            (), alpha, dtype=torch.float64, device=pixels.entropy.device
+        ),
         total=total if state.world.size > 1 else None,
     )
     labels = partition.pseudo_labels(
@@ -248,7 +252,7 @@ def pseudo_label(
     weight = losses.unsupervised_weight(num_valid, num_kept, eta=eta)
     pixel_weights = None
     if method.pixel_weighting == "confident_share":
-        share = partition.confident_share(probs, unlabeled.valid, total=total)
+        share = partition.confident_share(confidence.unsqueeze(1), unlabeled.valid, total=total)
         pixel_weights = torch.where(pixels.judged, share, torch.ones_like(share))
     return PseudoLabels(
         pixels=pixels,
@@ -265,7 +269,7 @@ def pseudo_label(
 def judge(
     prototypes: MomentumPrototypes, view: TeacherView, unlabeled: UnlabeledBatch, config: Config
 ) -> tuple[MixedPixels, Tensor]:
-    """What the teacher says of the unlabelled pixels, and its probabilities [B, C, H, W]."""
+    """What the teacher says of the unlabelled pixels, and how likely its classes are [B, H, W]."""
     method, size = config.method, (unlabeled.weak.shape[-2], unlabeled.weak.shape[-1])
     grid = (view.logits.shape[-2], view.logits.shape[-1])
     logits, contrasted = view.logits, method.contrastive_weight > 0
@@ -278,25 +282,53 @@ def judge(
             temperature=method.denoise_temperature,
         )
     possible = unlabeled.possible_classes
-    probs = partition.restrict_to_tags(upsample(logits, size).softmax(dim=1), possible)
+    logits = partition.restrict_logits_to_tags(logits, possible)
+    predictions, entropy, confidence = of_method(judge_pixels, config)(logits, size)
     probs_on_grid, certain = logits[:, :0], logits[:, :0].bool()
     if contrasted:
-        probs_on_grid = partition.restrict_to_tags(logits.softmax(dim=1), possible)
-        low, _ = rank_bounds(logits.shape[1], low_rank=method.low_rank, high_rank=method.high_rank)
-        certain = tag_negative_mask(
-            possible, on_grid(unlabeled.valid, grid), class_rank(view.logits), low_rank=low
-        )
+        probs_on_grid = logits.softmax(dim=1)
+        low, high = ranks(logits.shape[1], config)
+        band = rank_band(view.logits, low_rank=low, high_rank=high)
+        certain = tag_negative_mask(possible, on_grid(unlabeled.valid, grid), band, low_rank=low)
     pixels = MixedPixels(
         images=unlabeled.strong[0],
-        predictions=probs.max(dim=1).indices,  # on a CPU several times faster than argmax
-        entropy=partition.prediction_entropy(probs),
+        predictions=predictions,
+        entropy=entropy,
         valid=unlabeled.valid,
         judged=unlabeled.valid,
         probs=probs_on_grid,
         features=view.features,
         certain_negatives=certain,
     )
-    return pixels, probs
+    return pixels, confidence
+
+
+def judge_pixels(logits: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Class, entropy (Eq. 5) and probability of the class at full size.
+
+    Image by image, because the probabilities of all classes at all pixels of a batch would be the
+    largest thing that the method makes, and nobody needs more than one image's at a time.
+
+    Args:
+        logits: [B, C, h, w].
+        size: (H, W).
+
+    Returns:
+        Predictions [B, H, W] int64, entropy in nats and confidence, both [B, H, W].
+    """
+    images = []
+    for own in torch.split(logits, 1):
+        probs = upsample(own, size).softmax(dim=1)
+        confidence, prediction = probs.max(dim=1)  # on a CPU several times faster than argmax
+        images.append((prediction, partition.prediction_entropy(probs), confidence))
+    predictions, entropy, confidence = (torch.cat(maps) for maps in zip(*images, strict=True))
+    return predictions, entropy, confidence
+
+
+def ranks(num_classes: int, config: Config) -> tuple[int, int]:
+    """r_l and r_h of the run."""
+    method = config.method
+    return rank_bounds(num_classes, low_rank=method.low_rank, high_rank=method.high_rank)
 
 
 def from_labels(
@@ -363,41 +395,124 @@ def contrast_pairs(
     generator: torch.Generator,
 ) -> ContrastPairs:
     """Anchors, positives and negatives (Eq. 9-16); prototypes and queues move on."""
-    method = config.method
-    grid = (view.logits.shape[-2], view.logits.shape[-1])
-    low, high = rank_bounds(
-        view.logits.shape[1], low_rank=method.low_rank, high_rank=method.high_rank
+    num_unlabeled = 0 if pseudo is None else len(pseudo.labels)
+    shares = (state.world.share(count) for count in (len(labels), num_unlabeled))
+    num_classes, height, width = view.logits.shape[1:]
+    draws = draw_numbers(
+        num_classes,
+        sum(share.total for share in shares) * height * width,
+        config,
+        generator,
+        view.logits.device,
     )
+    return of_method(pair_up, config)(state, view, labels, pseudo, draws, config)
+
+
+def pair_up(
+    state: TrainState,
+    view: TeacherView,
+    labels: Tensor,
+    pseudo: PseudoLabels | None,
+    draws: Draws,
+    config: Config,
+) -> ContrastPairs:
+    """:func:`contrast_pairs` with the random numbers drawn."""
+    anchor, negative, features = contrast_masks(view, labels, pseudo, config)
+    state.prototypes.update(*class_means(features, anchor, total=state.world.sum))
+    masks = torch.stack([anchor, negative], dim=1)  # [B, 2, C, h, w]
+    masks = state.world.gather_halves(masks, len(view.logits))  # of all processes' images
+    anchor, negative = masks.permute(1, 2, 0, 3, 4).flatten(2)  # [C, B·h·w] each
+    rows = rows_of_batch(state, len(view.logits), len(features) - len(view.logits))
+    push_keys(state, features, negative, rows, draws, config)
+    return choose_pairs(state, anchor, negative, draws)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """A step's random numbers for its pairs, made before any of them is used.
+
+    Attributes:
+        order: [B·h·w] int64, a random order of the whole batch's pixels, for the keys.
+        anchors: [C, M] float64 in [0, 1).
+        negatives: [C, M, N] float32 in [0, 1).
+    """
+
+    order: Tensor
+    anchors: Tensor
+    negatives: Tensor
+
+
+def draw_numbers(
+    num_classes: int,
+    num_pixels: int,
+    config: Config,
+    generator: torch.Generator,
+    device: torch.device,
+) -> Draws:
+    """Draw for the pixels of the whole batch's feature grids, B·h·w."""
+    method, shape = config.method, (num_classes, config.method.num_anchors)
+    given: dict[str, Any] = {"generator": generator, "device": device}
+    return Draws(
+        order=torch.randperm(num_pixels, **given),
+        # float64: a float32 draw cannot reach every one of over 16 M pixels
+        anchors=torch.rand(shape, dtype=torch.float64, **given),
+        negatives=torch.rand(*shape, method.num_negatives, **given),
+    )
+
+
+def contrast_masks(
+    view: TeacherView, labels: Tensor, pseudo: PseudoLabels | None, config: Config
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where each class has anchors and negatives, on the feature grid (Eq. 9-15).
+
+    Returns:
+        Anchors and negatives [B, C, h, w] bool and the teacher's features [B, D, h, w], of all
+        labelled, then all mixed images.
+    """
+    grid = (view.logits.shape[-2], view.logits.shape[-1])
+    low, high = ranks(view.logits.shape[1], config)
     labels, probs, features = on_grid(labels, grid), view.logits.softmax(dim=1), view.features
-    negative = labeled_negative_mask(labels, class_rank(probs), low_rank=low)
+    band = rank_band(probs, low_rank=low, high_rank=high)
+    negative = labeled_negative_mask(labels, band, low_rank=low)
     if pseudo is not None:
         pixels = pseudo.pixels
+        band = rank_band(pixels.probs, low_rank=low, high_rank=high)
         negative_u = pixels.certain_negatives | unlabeled_negative_mask(
-            pseudo.unreliable, class_rank(pixels.probs), low_rank=low, high_rank=high
+            pseudo.unreliable, band, low_rank=low, high_rank=high
         )
         negative = torch.cat([negative, negative_u])
         labels = torch.cat([labels, on_grid(pseudo.labels, grid)])
         probs = torch.cat([probs, pixels.probs])
         features = torch.cat([features, pixels.features])
-    anchor = anchor_mask(labels, probs, threshold=method.anchor_threshold)
+    anchor = anchor_mask(labels, probs, threshold=config.method.anchor_threshold)
+    return anchor, negative, features
 
-    state.prototypes.update(*class_means(features, anchor, total=state.world.sum))
-    masks = torch.stack([anchor, negative], dim=1)  # [B, 2, C, h, w]
-    masks = state.world.gather_halves(masks, len(view.logits))  # of all processes' images
-    anchor, negative = masks.permute(1, 2, 0, 3, 4).flatten(2)  # [C, B·h·w] each
+
+def push_keys(
+    state: TrainState,
+    features: Tensor,
+    negative: Tensor,
+    rows: Tensor,
+    draws: Draws,
+    config: Config,
+) -> None:
+    """Put a random subset of the negatives [C, B·h·w] into the queues (Eq. 16)."""
     index, chosen = state.queues.choose(
-        negative, max_keys=method.keys_per_step, generator=generator
+        negative, max_keys=config.method.keys_per_step, order=draws.order
     )
-    rows = rows_of_batch(state, len(view.logits), len(features) - len(view.logits))
     keys = pixels_at(index, features, rows)
     state.queues.push_chosen(state.world.sum(keys), chosen)
-    anchors, has_anchor = sample_with_replacement(anchor, method.num_anchors, generator=generator)
+
+
+def choose_pairs(
+    state: TrainState, anchor: Tensor, negative: Tensor, draws: Draws
+) -> ContrastPairs:
+    """Draw anchors of the masks [C, B·h·w], and each one's negatives from the queues."""
+    anchors, has_anchor = members_at(anchor, draws.anchors)
     return ContrastPairs(
         anchors=anchors,
         positives=state.prototypes.vectors,
-        negatives=state.queues.sample(
-            method.num_anchors, method.num_negatives, generator=generator
-        ),
+        negatives=state.queues.rows_at(draws.negatives),
         active=has_anchor & (state.queues.num_keys > 0),
         num_negatives=negative.sum(dim=1),
     )
@@ -420,18 +535,18 @@ def pixels_at(index: Tensor, features: Tensor, rows: Tensor) -> Tensor:
         features: [n, D, h, w] of the n images that are here.
         rows: [n] int64, which images of the whole batch they are.
     """
-    here, cell = _place(index, features, rows)
-    pixels = features.flatten(2).transpose(1, 2).flatten(0, 1)  # [n·h·w, D]
-    found = pixels[cell]
+    here, found = _found(index, features, rows)
     return torch.where(here.unsqueeze(-1), found, torch.zeros_like(found))
 
 
-def _place(index: Tensor, features: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether a pixel of the whole batch is here, and where among the pixels that are."""
+def _found(index: Tensor, features: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether a pixel of the whole batch is here, and its feature; another's where it is not."""
     cells = features.shape[-2] * features.shape[-1]
     image, cell = index // cells, index % cells
     match = image.unsqueeze(-1) == rows  # [..., n]
-    return match.any(dim=-1), match.long().argmax(dim=-1) * cells + cell
+    # indexed as they lie: to bring D behind the cells first would copy all features
+    found = features.flatten(2).transpose(1, 2)[match.long().argmax(dim=-1), cell]
+    return match.any(dim=-1), found
 
 
 def backward_in_parts(
@@ -476,7 +591,9 @@ def backward_in_parts(
             rows_l, rows_u = torch.split(rows, [len(labeled.images), num_unlabeled])
             rows = torch.cat([rows_l[share], rows_u[share]])
             assert features is not None, "asked for with the pairs"
-            terms["loss_c"] = contrast_of_part(pairs, features, rows, config)
+            terms["loss_c"] = of_method(contrast_of_part, config)(
+                pairs, state.queues.keys, features, rows, config
+            )
         loss = terms["loss_s"] + terms.get("loss_u", zero)
         loss = loss + config.method.contrastive_weight * terms.get("loss_c", zero)
         fabric.backward(loss)
@@ -572,21 +689,22 @@ def supervised_loss(
 
 
 def contrast_of_part(
-    pairs: ContrastPairs, features: Tensor, rows: Tensor, config: Config
+    pairs: ContrastPairs, keys: Tensor, features: Tensor, rows: Tensor, config: Config
 ) -> Tensor:
     """Eq. 4 of the anchors that lie in these rows of the batch.
 
     Args:
         pairs: of the whole batch.
+        keys: of the queues.
         features: [n, D, h, w] of the student, the n images of this part.
         rows: [n] int64, which images of the batch they are.
         config: temperature.
     """
-    here, cell = _place(pairs.anchors, features, rows)
-    pixels = features.flatten(2).transpose(1, 2).flatten(0, 1)  # [n·h·w, D]
-    return losses.contrastive_loss(
-        pixels[cell],
+    here, anchors = _found(pairs.anchors, features, rows)
+    return losses.contrastive_loss_of_drawn(
+        anchors,
         pairs.positives,
+        keys,
         pairs.negatives,
         pairs.active,
         temperature=config.method.temperature,

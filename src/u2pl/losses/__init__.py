@@ -1,6 +1,10 @@
 """Eq. 2-4: the three losses, each a pure function of tensors."""
 
-from u2pl.losses.contrastive import contrastive_floor, contrastive_loss
+from u2pl.losses.contrastive import (
+    contrastive_floor,
+    contrastive_loss,
+    contrastive_loss_of_drawn,
+)
 from u2pl.losses.supervised import cross_entropy, ohem_cross_entropy
 from u2pl.losses.unsupervised import (
     ramp_up,
@@ -12,6 +16,7 @@ from u2pl.losses.unsupervised import (
 __all__ = [
     "contrastive_floor",
     "contrastive_loss",
+    "contrastive_loss_of_drawn",
     "cross_entropy",
     "ohem_cross_entropy",
     "ramp_up",

@@ -1,0 +1,70 @@
+"""The result of a benchmark as a Markdown page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+
+def page(result: dict[str, Any]) -> str:
+    """Write ratios, phases and memory of :func:`u2pl.bench.bench` as tables."""
+    machine, found = result["machine"], result["versions"]
+    lines = [
+        "# `u2pl bench`",
+        "",
+        f"Device: {result['device']}; {machine['cpu_count']} cores, {result['threads']} threads. "
+        f"torch {found['torch']}, u2pl {found['u2pl']}, Python {found['python']}, "
+        f"commit {result['commit'] or 'unknown'}. "
+        f"Medians of {result['repetitions']} turns after one that does not count.",
+        "",
+        *_table(
+            ("Ratio", "Median", "Least and largest turn"),
+            (
+                (f"`{name}`", number(value), _spread(result["spread"].get(name)))
+                for name, value in result["ratios"].items()
+            ),
+        ),
+    ]
+    if result["host_syncs_per_step"] is not None:
+        lines += ["", f"Host synchronisations a step: {result['host_syncs_per_step']}."]
+        lines += ["", f"Whole step: {result['step']}."]
+    for name, phases in result["phases"].items():
+        seconds = result["seconds"][name]
+        rows: list[tuple[str, ...]] = [
+            (phase, number(phases["method"].get(phase)), number(phases["loops"].get(phase)))
+            for phase in phases["loops"]
+        ]
+        for kind in ("wall", "cpu"):
+            both = (1000 * seconds[work][kind] for work in ("method", "loops"))
+            rows.append((f"all, {kind} time", *(number(value) for value in both)))
+        lines += ["", f"## {name}, milliseconds by phase", ""]
+        lines += _table(("Phase", "u2pl", "Loops"), rows)
+    if result["memory"]:
+        lines += ["", "## Memory, MiB", ""]
+        sizes = [
+            (f"{name}: {kind.removesuffix('_bytes').replace('_', ' ')}", number(value / 2**20))
+            for name, kinds in result["memory"].items()
+            for kind, value in kinds.items()
+        ]
+        lines += _table(("What", "MiB"), sizes)
+    return "\n".join(lines) + "\n"
+
+
+def number(value: float | None) -> str:
+    """Three digits, or a dash for what was not measured.
+
+    >>> number(0.01234), number(1234.5), number(None)
+    ('0.0123', '1234', '–')
+    """
+    if value is None:
+        return "–"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _spread(ends: list[float] | None) -> str:
+    return "–" if ends is None else f"{number(ends[0])} to {number(ends[1])}"
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    lines = [head, ("---", *("---:" for _ in head[1:])), *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]

@@ -1,0 +1,200 @@
+"""All measurements of ``u2pl bench``, and their result as plain values and as a page."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from u2pl.bench import memory, steps
+from u2pl.bench.clock import Clock, in_turns, ratio
+from u2pl.bench.loops import Loops
+from u2pl.bench.method import Method
+from u2pl.bench.predicting import predicting
+from u2pl.bench.workload import CITYSCAPES, VOC, Workload, make_inputs
+from u2pl.config import Config
+from u2pl.data.sources import Dataset, default_colors
+from u2pl.doctor import devices, versions
+from u2pl.errors import UserError
+
+PARTS = ("method", "step", "predict")
+"""What can be measured: the method alone, whole steps and evaluation, prediction."""
+RATIOS = (
+    "method_vs_loops_voc513",
+    "method_vs_loops_city769",
+    "step_vs_bare",
+    "predict_vs_bare_forward",
+    "evaluation_share",
+)
+
+
+def bench(
+    *,
+    parts: Sequence[str] = PARTS,
+    repetitions: int = 5,
+    overrides: Mapping[str, Any] | None = None,
+    workloads: Sequence[Workload] = (VOC, CITYSCAPES),
+    device: str | None = None,
+    on_part: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Measure, each ratio within one run, the two sides of it in turns.
+
+    Args:
+        parts: of :data:`PARTS`.
+        repetitions: of each timed work, after one that does not count.
+        overrides: settings of the whole steps, by dotted key.
+        workloads: of the part ``method``.
+        device: ``cpu`` or ``cuda``; None takes a GPU where there is one.
+        on_part: called with what is measured next.
+
+    Returns:
+        ``ratios`` (None where not measured), ``spread`` (least and largest of the turns),
+        ``phases`` (milliseconds by phase), ``seconds``, ``memory`` (bytes),
+        ``host_syncs_per_step``, ``device``, ``threads``, ``versions`` and ``commit``.
+
+    Raises:
+        UserError: (exit status 2) for an unknown part, setting or device.
+    """
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown or repetitions < 1:
+        raise UserError(
+            f"Expected parts of {', '.join(PARTS)} and at least one repetition, got "
+            f"'{', '.join(parts)}' and {repetitions}.",
+            exit_code=2,
+        )
+    place = choose_device(device)
+    result: dict[str, Any] = {
+        "ratios": dict.fromkeys(RATIOS),
+        "spread": {},
+        "phases": {},
+        "seconds": {},
+        "memory": {},
+        "host_syncs_per_step": None,
+        "repetitions": repetitions,
+        "device": torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "machine": devices(),
+        "commit": commit(),
+    }
+    if "method" in parts:
+        for workload in workloads:
+            on_part(f"the method alone, {workload.name}")
+            measure_method(result, workload, place, repetitions)
+    if "step" in parts:
+        on_part("whole steps")
+        measure_steps(result, place, repetitions, dict(overrides or {}))
+    if "predict" in parts:
+        on_part("prediction")
+        with predicting(place) as works:
+            found = in_turns(works, repetitions=repetitions)
+        note(result, "predict_vs_bare_forward", found["forward"], found["predict"])
+    return result
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device to measure on."""
+    if name not in (None, "cpu", "cuda"):
+        raise UserError(f"Expected the device cpu or cuda, got '{name}'.", exit_code=2)
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("There is no GPU here that torch can use; take --device cpu.", exit_code=2)
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def note(result: dict[str, Any], name: str, slow: list[float], fast: list[float]) -> None:
+    """Keep the ratio of the medians, and how far the turns lie apart."""
+    found = ratio(slow, fast)
+    result["ratios"][name] = found["median"]
+    result["spread"][name] = [found["least"], found["largest"]]
+
+
+def measure_method(
+    result: dict[str, Any], workload: Workload, device: torch.device, repetitions: int
+) -> None:
+    """Thresholds, masks, prototypes, queues and contrast: ours, and the same work in loops."""
+    inputs = make_inputs(workload, device)
+    works: dict[str, Method | Loops] = {
+        "method": Method(workload, inputs),
+        "loops": Loops(workload, inputs),
+    }
+    clocks: dict[str, list[Clock]] = {name: [] for name in works}
+
+    def run(name: str) -> float:
+        clock = Clock(device)
+        works[name].run(clock)
+        clocks[name].append(clock)
+        return clock.total
+
+    for work in works.values():
+        work.fill_queues()
+    found = in_turns({name: partial(run, name) for name in works}, repetitions=repetitions)
+    note(result, f"method_vs_loops_{workload.name}", found["loops"], found["method"])
+    computed = {
+        name: statistics.median(clock.cpu_seconds for clock in clocks[name][1:]) for name in works
+    }
+    result["seconds"][workload.name] = {
+        name: {"wall": statistics.median(found[name]), "cpu": computed[name]} for name in works
+    }
+    result["phases"][workload.name] = {
+        name: {
+            phase: 1000 * statistics.median(clock.seconds[phase] for clock in clocks[name][1:])
+            for phase in clocks[name][-1].seconds
+        }
+        for name in works
+    }
+    result["memory"][workload.name] = {
+        "queue_bytes": sum(workload.capacities) * workload.feature_size * 4,
+        "method_peak_bytes": memory.peak_bytes(lambda: works["method"].run(Clock(device)), device),
+    }
+
+
+def measure_steps(
+    result: dict[str, Any], device: torch.device, repetitions: int, overrides: dict[str, Any]
+) -> None:
+    """Whole steps with and without contrast, their memory, and an evaluation's share."""
+    pair = steps.method_and_bare(device, overrides)
+    config = pair["method"].config
+    classes = tuple(str(class_id) for class_id in range(steps.NUM_CLASSES))
+    dataset = Dataset(Path("bench"), classes, default_colors(steps.NUM_CLASSES))
+    works: dict[str, Callable[[], float]] = {name: one.run for name, one in pair.items()}
+    works["evaluation"] = steps.evaluation_work(pair["method"], dataset)
+    found = in_turns(works, repetitions=repetitions)
+    note(result, "step_vs_bare", found["method"], found["bare"])
+    medians = {name: statistics.median(seconds) for name, seconds in found.items()}
+    result["seconds"]["step"] = medians
+    result["ratios"]["evaluation_share"] = steps.evaluation_share(
+        medians["method"], medians["evaluation"], config
+    )
+    result["host_syncs_per_step"] = pair["method"].host_syncs()
+    peaks = {name: memory.peak_bytes(one.run, device) for name, one in pair.items()}
+    result["memory"]["step"] = {
+        "queue_bytes": memory.queue_bytes(steps.NUM_CLASSES, config),
+        "method_peak_bytes": peaks["method"],
+        "bare_peak_bytes": peaks["bare"],
+    }
+    result["step"] = describe_step(config)
+
+
+def describe_step(config: Config) -> str:
+    """What the whole step is of."""
+    model, data = config.model, config.data
+    return (
+        f"{model.encoder}, {model.decoder}, stride {model.output_stride}, "
+        f"{data.batch_labeled} + {data.batch_unlabeled} crops of {data.crop[0]}x{data.crop[1]}, "
+        f"{steps.NUM_CLASSES} classes"
+    )
+
+
+def commit() -> str | None:
+    """The commit of the checkout that this package lies in; None where it is installed."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
