@@ -35,7 +35,7 @@ from u2pl.engine.inspection import (
     windows_of,
 )
 from u2pl.engine.inspection import _Counter as Counter
-from u2pl.engine.pictures import KEY_COLORS, Canvas, keys_picture
+from u2pl.engine.inspection_pictures import KEY_COLORS, Canvas, keys_picture
 from u2pl.engine.predict import load_model
 from u2pl.engine.run_folder import RunFolder
 from u2pl.errors import UserError

@@ -31,7 +31,7 @@ from u2pl.engine.evaluate import (
     resize_logits,
     window_starts,
 )
-from u2pl.engine.pictures import Canvas, write_pictures
+from u2pl.engine.inspection_pictures import Canvas, write_pictures
 from u2pl.engine.predict import SegmentationModel, load_model
 from u2pl.engine.run_folder import RunFolder
 from u2pl.engine.state import queue_capacities
