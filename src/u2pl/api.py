@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,11 @@ from u2pl.engine.checkpoint import write_json
 from u2pl.engine.evaluate import Evaluation
 from u2pl.engine.evaluate import evaluate as evaluate_models
 from u2pl.engine.loop import Progress, check_against_data, fit
-from u2pl.engine.predict import SegmentationModel, load_model
+from u2pl.engine.pictures import DEFAULT_KINDS
+from u2pl.engine.predict import predict_images
 from u2pl.engine.run_folder import RunFolder
+from u2pl.engine.tiles import Tiling
+from u2pl.engine.trained import SegmentationModel, load_model
 from u2pl.engine.world import ALONE, World, joined
 from u2pl.errors import UserError
 from u2pl.recipes import SETTINGS, get_recipe
@@ -173,6 +176,64 @@ def load(
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return load_model(Path(run), weights=weights, checkpoint=checkpoint, device=device)
+
+
+def predict(
+    run: str | Path,
+    source: str | Path,
+    *,
+    out: str | Path,
+    save: Iterable[str] = DEFAULT_KINDS,
+    weights: str = "ema",
+    checkpoint: str = "last",
+    resume: bool = False,
+    skip_damaged: bool = False,
+    tile: int = Tiling.size,
+    overlap: int = Tiling.overlap,
+    every: int = 1,
+    on_image: Callable[[int, int], None] = lambda *_: None,
+    world: World = ALONE,
+) -> dict[str, Any]:
+    """Label images and write the results as PNG, with a ``manifest.jsonl`` of what is whole.
+
+    Args:
+        run: the run folder.
+        source: an image, folder, glob pattern, list (.txt) or video.
+        out: gets a folder for each kind of picture.
+        save: of ``masks``, ``colors``, ``overlays``, ``entropy`` and ``reliable``.
+        weights: ``ema`` or ``student``.
+        checkpoint: ``last`` or ``best``.
+        resume: pass over images whose results are whole.
+        skip_damaged: count images that cannot be read, and go on.
+        tile: side in pixels of the tiles that a large image is cut into, a multiple of 32; 0
+            sees every image at once.
+        overlap: pixels that neighbouring tiles share, a multiple of 32.
+        every: of a video, label each so many frames.
+        on_image: called with images done and images in all.
+        world: which process of several this is; each makes the same call.
+
+    Returns:
+        See :func:`u2pl.engine.predict.predict_images`.
+
+    Raises:
+        UserError: where run, source or options do not fit.
+    """
+    tiling = Tiling(size=tile, overlap=overlap)
+    device = f"cuda:{world.device}" if torch.cuda.is_available() and world.size > 1 else None
+    model = load(run, weights=weights, checkpoint=checkpoint, device=device)
+    return predict_images(
+        model,
+        Path(source),
+        Path(out),
+        kinds=save,
+        on_image=on_image,
+        tiling=tiling,
+        every=every,
+        manifest=True,
+        resume=resume,
+        skip_damaged=skip_damaged,
+        world=world,
+    )
 
 
 def evaluate(
