@@ -8,7 +8,7 @@
 
 from u2pl import _torchvision as _torchvision  # first: it makes torchvision importable everywhere
 from u2pl import contrast, losses, mixing, partition
-from u2pl.api import evaluate, load, make_config, predict, train
+from u2pl.api import evaluate, export, load, make_config, predict, train
 from u2pl.errors import UserError
 
 __version__ = "0.1.0"
@@ -17,6 +17,7 @@ __all__ = [
     "UserError",
     "contrast",
     "evaluate",
+    "export",
     "load",
     "losses",
     "make_config",

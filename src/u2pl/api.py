@@ -17,12 +17,13 @@ from u2pl.engine.evaluate import Evaluation
 from u2pl.engine.evaluate import evaluate as evaluate_models
 from u2pl.engine.loop import Progress, check_against_data, fit
 from u2pl.engine.pictures import DEFAULT_KINDS
-from u2pl.engine.predict import predict_images
+from u2pl.engine.predict import find_images, predict_images
 from u2pl.engine.run_folder import RunFolder
 from u2pl.engine.tiles import Tiling
 from u2pl.engine.trained import SegmentationModel, load_model
 from u2pl.engine.world import ALONE, World, joined
 from u2pl.errors import UserError
+from u2pl.exporting import export_run
 from u2pl.recipes import SETTINGS, get_recipe
 from u2pl.weak import make_seeds
 
@@ -233,6 +234,54 @@ def predict(
         resume=resume,
         skip_damaged=skip_damaged,
         world=world,
+    )
+
+
+def export(
+    run: str | Path,
+    *,
+    format: str = "onnx",
+    out: str | Path | None = None,
+    weights: str = "ema",
+    checkpoint: str = "last",
+    verify: bool = False,
+    images: str | Path | None = None,
+    num_images: int = 16,
+) -> dict[str, Any]:
+    """Write a run's network as a file that other programs run.
+
+    Args:
+        run: the run folder.
+        format: ``onnx``, ``pt2`` (torch.export), ``safetensors``, or ``hf``, a folder for the
+            Hugging Face Hub.
+        out: the folder of the files; None takes ``export/FORMAT`` in the run folder.
+        weights: ``ema`` or ``student``.
+        checkpoint: ``last`` or ``best``.
+        verify: compare masks and logits with u2pl's own.
+        images: to compare on: a file, folder, glob pattern or list; None takes the run's val
+            images.
+        num_images: compare on the first so many.
+
+    Returns:
+        ``format``, ``files``, ``size``, ``smallest_side``, ``encoder_license``; with ``verify``
+        also ``equal_pixels`` (a fraction), ``max_abs_difference`` (of logits), ``images``.
+
+    Raises:
+        UserError: where run, format or images do not fit, or a package is missing.
+    """
+    folder, files = RunFolder(Path(run)), None
+    if num_images < 1:
+        raise UserError(f"Expected at least 1 image to compare on, got {num_images}.", exit_code=2)
+    if verify and images is not None:
+        files = find_images(Path(images))[1][:num_images]
+    elif verify:
+        data = load_dataset(folder.dataset, require=("val",))
+        files = [sample.image for sample in data.val[:num_images]]
+    target = folder.path / "export" / format if out is None else Path(out)
+    if out is None:
+        folder.refuse_links()
+    return export_run(
+        folder.path, target, format=format, weights=weights, checkpoint=checkpoint, images=files
     )
 
 

@@ -10,7 +10,7 @@ import warnings
 import torch
 import typer
 
-from u2pl.cli import data, demo, doctor, predict, train
+from u2pl.cli import data, demo, doctor, export, predict, train
 from u2pl.cli.console import complain
 from u2pl.errors import UserError
 
@@ -30,6 +30,7 @@ app.command(
 )(train.train)
 app.command(epilog="Example: `u2pl evaluate runs/a --split test --weights student`")(train.evaluate)
 app.command(epilog="Example: `u2pl predict runs/a photos --out labelled`")(predict.predict)
+app.command(epilog="Example: `u2pl export runs/a --format onnx --verify`")(export.export)
 app.command(epilog="Example: `u2pl doctor --self-test`")(doctor.doctor)
 
 data_app.command(epilog="Example: `u2pl data check dataset.yaml`")(data.check)

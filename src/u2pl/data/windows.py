@@ -104,6 +104,7 @@ def plain_tiff_size(path: Path) -> tuple[int, int] | None:
             tags = image.tag_v2
             photometric, compression = tags.get(262), tags.get(259, 1)
             is_plain = image.mode in ("L", "RGB", "RGBA", "RGBX") and tags.get(274, 1) == 1
+            is_plain &= set(np.atleast_1d(tags.get(258, 1))) == {8}  # bits of each channel
             is_plain &= photometric in (_GREY, _RGB) or (photometric, compression) == (
                 _YCBCR,
                 _JPEG,

@@ -57,6 +57,8 @@ class ModelCard:
         stride_fraction: stride of ``slide`` as a fraction of the window.
         reliable_entropy: γ in nats.
         step: updates made.
+        ignore_index: what unknown pixels of masks held.
+        recipe: the run's.
     """
 
     classes: Annotated[tuple[str, ...], Field(min_length=2, max_length=65536)]
@@ -67,6 +69,8 @@ class ModelCard:
     stride_fraction: Annotated[float, Field(gt=0, le=1)]
     reliable_entropy: float
     step: Annotated[int, Field(ge=0)]
+    ignore_index: int
+    recipe: str
 
 
 class SegmentationModel(nn.Module):
@@ -115,6 +119,13 @@ class SegmentationModel(nn.Module):
         prepared = eval_image(pixels, resize=self.card.resize, file=named)
         return self.judge(self.logits_of(prepared, size=(pixels.shape[0], pixels.shape[1])))
 
+    @torch.no_grad()
+    def whole(self, images: Tensor) -> Tensor:
+        """Logits [B, C, H, W] of images seen at once, whatever the run's protocol."""
+        return predict_logits(
+            self.network, images, protocol="whole", crop=self.card.crop, stride=1.0
+        )
+
     def logits_of(self, prepared: Tensor, *, size: tuple[int, int]) -> Tensor:
         """Logits [1, C, *size] of an image [3, h, w] that has the size the network is to see."""
         images = prepared.unsqueeze(0).to(self.network.mean.device)
@@ -155,7 +166,7 @@ def load_model(
     """Rebuild a run's network, in evaluation mode.
 
     Args:
-        run: the run's folder.
+        run: the run's folder, or one that ``u2pl export --format safetensors`` or ``hf`` wrote.
         weights: ``ema`` (the teacher) or ``student``.
         checkpoint: ``last`` or ``best``.
         device: where to put it.
@@ -164,6 +175,7 @@ def load_model(
         UserError: where the folder holds no finished run, or a file is damaged.
     """
     folder = RunFolder(Path(run))
+    is_exported = os.path.isfile(folder.exported) and not os.path.isfile(folder.config)
     if not os.path.isfile(folder.model):
         folder.read_config()
         raise UserError(
@@ -171,8 +183,14 @@ def load_model(
         )
     settings, card = read_card(folder)
     network = Segmenter(settings, len(card.classes), load_pretrained=False)
-    if checkpoint == "last":
-        state = load_weights(folder.weights(weights))
+    if is_exported or checkpoint == "last":
+        if is_exported and (weights, checkpoint) != ("ema", "last"):
+            raise UserError(
+                f"{folder.path} is an exported model and holds one set of weights; ask for no "
+                "other weights or checkpoint.",
+                exit_code=2,
+            )
+        state = load_weights(folder.exported if is_exported else folder.weights(weights))
     else:
         part = "teacher" if weights == "ema" else "student"
         saved = load_checkpoint(folder.checkpoint(checkpoint), network=part)

@@ -73,9 +73,7 @@ class ExportGraph(nn.Module):
         grid_logits = network.segmentation_head(
             first(decoded, _times(height, STRIDE), _times(width, STRIDE))
         )
-        full = F.interpolate(
-            grid_logits, scale_factor=STRIDE, mode="bilinear", align_corners=False
-        )
+        full = F.interpolate(grid_logits, scale_factor=STRIDE, mode="bilinear", align_corners=False)
         logits = first(full, height, width)
         probs = logits.softmax(dim=1)
         entropy = prediction_entropy(probs)
