@@ -246,12 +246,12 @@ def test_interrupted_demo_says_so_in_a_sentence(
 
 def test_every_command_helps_with_an_example() -> None:
     runner = CliRunner()
-    for command in (["demo"], ["train"], ["evaluate"], ["predict"], ["doctor"], ["data", "check"]):
+    for command in (["demo"], ["train"], ["evaluate"], ["predict"], ["export"], ["doctor"], ["data", "check"]):
         result = runner.invoke(cli.app, [*command, "--help"])
         assert result.exit_code == 0
         assert f"Example: u2pl {' '.join(command)}" in " ".join(result.stdout.split())
     listed = runner.invoke(cli.app, ["--help"]).stdout
-    assert all(name in listed for name in ("demo", "train", "evaluate", "predict", "data"))
+    assert all(name in listed for name in ("demo", "train", "evaluate", "predict", "export", "data"))
 
 
 def test_doctor_shows_versions_and_tests_the_installation(

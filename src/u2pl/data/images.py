@@ -309,11 +309,12 @@ def write_mask(path: Path, mask: npt.NDArray[np.integer[Any]], *, colors: Sequen
 
 def write_image(path: Path, image: npt.NDArray[np.uint8]) -> None:
     """Write RGB [H, W, 3] or grey [H, W] uint8 as a PNG, whole or not at all."""
-    _save_png(path, Image.fromarray(image))
+    # a photograph's file is a tenth larger than at Pillow's level 6, and takes two thirds the time
+    _save_png(path, Image.fromarray(image), level=3)
 
 
-def _save_png(path: Path, image: Image.Image) -> None:
-    write_whole(path, lambda temporary: image.save(temporary, format="PNG"))
+def _save_png(path: Path, image: Image.Image, *, level: int = 6) -> None:
+    write_whole(path, lambda file: image.save(file, format="PNG", compress_level=level))
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -340,12 +341,14 @@ def whole_file(path: Path) -> Iterator[Path]:
     digest = hashlib.blake2b(os.fsencode(path.name), digest_size=6).hexdigest()
     temporary = path.with_name(f".{digest}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
             os.replace(temporary, path)
-        finally:
+        except BaseException:
             temporary.unlink(missing_ok=True)
+            raise
     except OSError as error:
         raise UserError(f"Cannot write {path}: {error.strerror or error}.") from None
 

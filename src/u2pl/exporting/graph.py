@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,22 +13,6 @@ from u2pl.partition import prediction_entropy
 
 INPUT = "images"
 OUTPUTS = ("mask", "entropy", "reliable", "logits")
-
-
-class GraphOutput(NamedTuple):
-    """What the exported graph says of B images of H x W pixels.
-
-    Attributes:
-        mask: [B, H, W] uint8 class ids (int32 above 256 classes).
-        entropy: [B, H, W] float32, nats.
-        reliable: [B, H, W] bool, entropy up to that of the surest pixels of val.
-        logits: [B, C, H, W] float32.
-    """
-
-    mask: Tensor
-    entropy: Tensor
-    reliable: Tensor
-    logits: Tensor
 
 
 class ExportGraph(nn.Module):
@@ -53,10 +35,15 @@ class ExportGraph(nn.Module):
         self.is_other_grid = decoder_stride(self.network) != STRIDE
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """:class:`GraphOutput` of images [B, H, W, 3] uint8, RGB.
+        """What the network says of images [B, H, W, 3] uint8, RGB.
 
         Sides that are no multiple of the network's stride are padded right and below with the
         encoder's mean colour; the padding is cut off again.
+
+        Returns:
+            mask [B, H, W] uint8 (int32 above 256 classes); entropy [B, H, W] float32 in nats;
+            reliable [B, H, W] bool, entropy up to that of the surest pixels of val; logits
+            [B, C, H, W] float32. A plain tuple: torch.export saves no other.
         """
         network, multiple = self.network, self.network.multiple
         rgb = images.permute(0, 3, 1, 2).float() / 255
@@ -78,7 +65,7 @@ class ExportGraph(nn.Module):
         probs = logits.softmax(dim=1)
         entropy = prediction_entropy(probs)
         mask = probs.argmax(dim=1).to(self.mask_dtype)
-        return GraphOutput(mask, entropy, entropy <= self.reliable_entropy, logits)
+        return mask, entropy, entropy <= self.reliable_entropy, logits
 
 
 def _times(length: int, part: int) -> int:
