@@ -6,6 +6,7 @@ grow with the number of images, and an image too large for memory is labelled in
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections import deque
@@ -231,7 +232,7 @@ class Labeling:
         if self.skipped:
             on_image(self.skipped, len(jobs))
         tasks = ((pixels_of(job.file), lambda job=job: self.load(job)) for job in left)
-        with ThreadPoolExecutor(2) as readers:
+        with file_threads(2) as readers:
             reading = ahead(readers, tasks)
             self.label(zip(left, reading, strict=True), lambda done: on_image(done, len(jobs)))
 
@@ -252,7 +253,7 @@ class Labeling:
             return None if job is None or image is None else self.prepare(job, image)
 
         # frames come from one decoder, so one thread reads them
-        with ThreadPoolExecutor(1) as reader:
+        with file_threads(1) as reader:
             reading = ahead(reader, itertools.repeat((0, load)))
             pairs = ((Job(str(path), path, folder, state), future) for future in reading)
             self.label(pairs, lambda done: on_image(done, 0))
@@ -285,7 +286,7 @@ class Labeling:
     ) -> None:
         """Label what is read, until there is nothing more; see :class:`Labeling`."""
         # PNG writing leaves the interpreter's lock: it runs beside the forward pass
-        with ThreadPoolExecutor(2) as writers, torch.inference_mode():
+        with file_threads(2) as writers, torch.inference_mode():
             writing: deque[tuple[int, Future[dict[str, Any]]]] = deque()
 
             def settle(most_files: int, most_pixels: int = _MOST_PIXELS) -> None:
@@ -304,8 +305,8 @@ class Labeling:
                     break
                 if loaded.image is not None and loaded.prepared is not None:
                     size = (loaded.image.shape[0], loaded.image.shape[1])
-                    prediction = self.model.judge(self.model.logits_of(loaded.prepared, size=size))
-                    task = writers.submit(self.write, loaded.job, loaded.image, prediction)
+                    logits = self.model.logits_of(loaded.prepared, size=size)
+                    task = writers.submit(self.write, loaded.job, loaded.image, logits)
                     writing.append((size[0] * size[1], task))
                     settle(_AHEAD)
                 else:
@@ -314,8 +315,10 @@ class Labeling:
                     on_done(self.written + self.skipped + self.damaged)
             settle(0)
 
-    def write(self, job: Job, image: Image, prediction: Prediction) -> dict[str, Any]:
-        """Write an image's pictures; return its line."""
+    @torch.inference_mode()
+    def write(self, job: Job, image: Image, logits: Tensor) -> dict[str, Any]:
+        """Judge an image's logits, write its pictures, and return its line."""
+        prediction = self.model.judge(logits)
         write_pictures(self.out, job.name, image, prediction, self.model.card, self.kinds)
         sure = int(prediction.reliable.sum())
         return self.line(job, (image.shape[0], image.shape[1]), sure)
@@ -370,6 +373,21 @@ class Labeling:
         self.damaged += 1
         if self.book is not None:
             self.book.add({"source": job.source, "error": str(error)})
+
+
+@contextlib.contextmanager
+def file_threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that read or write beside the network; each computes by itself.
+
+    Without that each would have as many helpers as the network's own thread has, and all of them
+    would stand in one another's way.
+    """
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as threads:
+            yield threads
+    finally:
+        torch.set_num_threads(before)  # for threads to come; this one has kept its number
 
 
 def pixels_of(file: Path) -> int:
