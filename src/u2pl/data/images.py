@@ -403,7 +403,11 @@ def overlay(
     """
     # 256 values of a channel and C of a class: looked up, not computed for each pixel
     table = np.rint((1 - alpha) * np.arange(256)[:, None] + alpha * np.arange(256)).astype(np.uint8)
-    painted = table[image, colorize(mask, colors)]
+    painted = np.empty_like(image)
+    rows = max(1, 2**18 // max(mask.shape[1], 1))  # looking up takes 16 bytes a value for a while
+    for top in range(0, mask.shape[0], rows):
+        part = slice(top, top + rows)
+        painted[part] = table[image[part], colorize(mask[part], colors)]
     is_class = (mask >= 0) & (mask < len(colors))
     return painted if is_class.all() else np.where(is_class[..., None], painted, image)
 

@@ -143,11 +143,14 @@ def rows_of_pictures(
             writers[kind] = PngRows(file, image.size, kind=rows, colors=card.colors)
 
         def add(top: int, prediction: Prediction) -> None:
-            bottom = top + prediction.mask.shape[0]
             is_shown = "overlays" in kinds
-            band = image.read(top, bottom, 0, image.size[1]) if is_shown else nothing
-            for kind, writer in writers.items():
-                writer.add(picture(kind, band, prediction, card))
+            step = max(1, 2**20 // image.size[1])  # pictures take more room than what they show
+            for start in range(0, prediction.mask.shape[0], step):
+                part = Prediction(*(rows[start : start + step] for rows in prediction))
+                first, last = top + start, top + start + part.mask.shape[0]
+                band = image.read(first, last, 0, image.size[1]) if is_shown else nothing
+                for kind, writer in writers.items():
+                    writer.add(picture(kind, band, part, card))
 
         yield add
         for writer in writers.values():
