@@ -139,14 +139,17 @@ def rows_of_pictures(
         for kind in kinds:
             temporary = stack.enter_context(whole_file(picture_path(out, kind, name)))
             file = stack.enter_context(temporary.open("wb"))
-            rows = row_kind(kind, len(card.classes))
-            writers[kind] = PngRows(file, image.size, kind=rows, colors=card.colors)
+            how = row_kind(kind, len(card.classes))
+            writers[kind] = PngRows(file, image.size, kind=how, colors=card.colors)
 
         def add(top: int, prediction: Prediction) -> None:
             is_shown = "overlays" in kinds
             step = max(1, 2**20 // image.size[1])  # pictures take more room than what they show
             for start in range(0, prediction.mask.shape[0], step):
-                part = Prediction(*(rows[start : start + step] for rows in prediction))
+                rows = slice(start, start + step)
+                part = Prediction(
+                    prediction.mask[rows], prediction.entropy[rows], prediction.reliable[rows]
+                )
                 first, last = top + start, top + start + part.mask.shape[0]
                 band = image.read(first, last, 0, image.size[1]) if is_shown else nothing
                 for kind, writer in writers.items():
