@@ -298,14 +298,68 @@ def test_interrupted_demo_says_so_in_a_sentence(
     assert capsys.readouterr().err.startswith("Error: Stopped after step 7; the state is saved.")
 
 
+def test_predict_goes_on_and_takes_its_share_of_the_images(
+    root: Path,
+    tmp_path: Path,
+    u2pl: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, out, result = root / "data/unlabeled", tmp_path / "out", tmp_path / "a.json"
+    command = ["predict", root / "run", source, "--out", out, "--save", "masks,colors"]
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert u2pl(*command, "--json", result) == 0
+    assert "Process 1: Wrote 3 masks and colors" in capsys.readouterr().out
+    assert not result.exists()  # the first process writes it
+    monkeypatch.delenv("RANK")
+    monkeypatch.delenv("WORLD_SIZE")
+    assert u2pl(*command, "--resume", "--json", result) == 0
+    assert "3 images were whole before." in capsys.readouterr().out
+    told = json.loads(result.read_text())
+    assert (told["images"], told["skipped"], told["total"]) == (3, 3, 6)
+    assert {folder.name for folder in out.iterdir() if folder.is_dir()} == {"masks", "colors"}
+
+
+def test_export_is_verified_and_a_difference_is_a_failure(
+    root: Path,
+    tmp_path: Path,
+    u2pl: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = ["export", root / "run", "--format", "safetensors", "--verify"]
+    command += ["--out", tmp_path / "out", "--json", tmp_path / "a.json"]
+    assert u2pl(*command) == 0
+    shown = capsys.readouterr().out
+    assert "trained from scratch" in shown
+    assert "100.0000 % of the pixels of 3 images are equal" in shown
+    told = json.loads((tmp_path / "a.json").read_text())
+    assert (told["equal_pixels"], told["max_abs_difference"]) == (1, 0)
+    worse = {"equal_pixels": 0.9989, "max_abs_difference": 2.0, "images": 3}
+    monkeypatch.setattr("u2pl.exporting.export.compare", lambda *_, **__: worse)
+    assert u2pl(*command) == 1
+    assert "Expected at least 99.9 % equal pixels, got 99.89 %" in capsys.readouterr().err
+
+
 def test_every_command_helps_with_an_example() -> None:
     runner = CliRunner()
-    for command in (["demo"], ["train"], ["evaluate"], ["predict"], ["doctor"], ["data", "check"]):
+    for command in (
+        ["demo"],
+        ["train"],
+        ["evaluate"],
+        ["predict"],
+        ["export"],
+        ["doctor"],
+        ["data", "check"],
+    ):
         result = runner.invoke(cli.app, [*command, "--help"])
         assert result.exit_code == 0
         assert f"Example: u2pl {' '.join(command)}" in " ".join(result.stdout.split())
     listed = runner.invoke(cli.app, ["--help"]).stdout
-    assert all(name in listed for name in ("demo", "train", "evaluate", "predict", "data"))
+    assert all(
+        name in listed for name in ("demo", "train", "evaluate", "predict", "export", "data")
+    )
 
 
 def test_doctor_shows_versions_and_tests_the_installation(
@@ -463,6 +517,19 @@ def test_mistake_in_train_is_one_sentence_and_no_checkpoint(
         (["evaluate", "{root}/run", "--protocol", "x"], 2, "Setting 'evaluation.protocol'"),
         (["predict", "{root}/none", "{root}/data", "--out", "{out}"], 1, "holds no run"),
         (["predict", "{root}/run", "{root}/x", "--out", "{out}"], 1, "no image and no folder"),
+        (
+            ["predict", "{root}/run", "{root}/data", "--out", "{out}", "--save", "mask"],
+            2,
+            "got 'mask'. Did you mean 'masks'?",
+        ),
+        (
+            ["predict", "{root}/run", "{root}/data", "--out", "{out}", "--tile", "100"],
+            2,
+            "in multiples of 32 from 64 on, or 0 for none, got 100",
+        ),
+        (["export", "{root}/run", "--format", "onx"], 2, "Did you mean 'onnx'?"),
+        (["export", "{root}/none"], 1, "holds no run"),
+        (["export", "{root}/run", "--images", "{root}/x"], 1, "no image and no folder"),
         (
             ["train", "{root}/data", "--resume", "--out", "{out}"],
             1,

@@ -8,7 +8,7 @@
 
 from u2pl import _torchvision as _torchvision  # first: it makes torchvision importable everywhere
 from u2pl import contrast, losses, mixing, partition
-from u2pl.api import compare, evaluate, load, make_config, make_report, train
+from u2pl.api import compare, evaluate, export, load, make_config, make_report, predict, train
 from u2pl.errors import UserError
 
 __version__ = "0.1.0"
@@ -18,11 +18,13 @@ __all__ = [
     "compare",
     "contrast",
     "evaluate",
+    "export",
     "load",
     "losses",
     "make_config",
     "make_report",
     "mixing",
     "partition",
+    "predict",
     "train",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,14 @@ from u2pl.engine.evaluate import Evaluation
 from u2pl.engine.evaluate import evaluate as evaluate_models
 from u2pl.engine.inspection import inspect_run
 from u2pl.engine.loop import Progress, check_against_data, fit
-from u2pl.engine.predict import SegmentationModel, load_model
+from u2pl.engine.pictures import DEFAULT_KINDS
+from u2pl.engine.predict import find_images, predict_images
 from u2pl.engine.run_folder import RunFolder
+from u2pl.engine.tiles import Tiling
+from u2pl.engine.trained import SegmentationModel, load_model
 from u2pl.engine.world import ALONE, World, joined
 from u2pl.errors import UserError
+from u2pl.exporting import export_run
 from u2pl.recipes import SETTINGS, get_recipe
 from u2pl.report import compare_records, read_record, write_comparison, write_report
 from u2pl.weak import make_seeds, with_background
@@ -175,6 +179,112 @@ def load(
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return load_model(Path(run), weights=weights, checkpoint=checkpoint, device=device)
+
+
+def predict(
+    run: str | Path,
+    source: str | Path,
+    *,
+    out: str | Path,
+    save: Iterable[str] = DEFAULT_KINDS,
+    weights: str = "ema",
+    checkpoint: str = "last",
+    resume: bool = False,
+    skip_damaged: bool = False,
+    tile: int = Tiling.size,
+    overlap: int = Tiling.overlap,
+    every: int = 1,
+    on_image: Callable[[int, int], None] = lambda *_: None,
+    world: World = ALONE,
+) -> dict[str, Any]:
+    """Label images and write the results as PNG, with a ``manifest.jsonl`` of what is whole.
+
+    Args:
+        run: the run folder.
+        source: an image, folder, glob pattern, list (.txt) or video.
+        out: gets a folder for each kind of picture.
+        save: of ``masks``, ``colors``, ``overlays``, ``entropy`` and ``reliable``.
+        weights: ``ema`` or ``student``.
+        checkpoint: ``last`` or ``best``.
+        resume: pass over images whose results are whole.
+        skip_damaged: count images that cannot be read, and go on.
+        tile: side in pixels of the tiles that a large image is cut into, a multiple of 32; 0
+            sees every image at once.
+        overlap: pixels that neighbouring tiles share, a multiple of 32.
+        every: of a video, label each so many frames.
+        on_image: called with images done and images in all.
+        world: which process of several this is; each makes the same call.
+
+    Returns:
+        See :func:`u2pl.engine.predict.predict_images`.
+
+    Raises:
+        UserError: where run, source or options do not fit.
+    """
+    tiling = Tiling(size=tile, overlap=overlap)
+    device = f"cuda:{world.device}" if torch.cuda.is_available() and world.size > 1 else None
+    model = load(run, weights=weights, checkpoint=checkpoint, device=device)
+    return predict_images(
+        model,
+        Path(source),
+        Path(out),
+        kinds=save,
+        on_image=on_image,
+        tiling=tiling,
+        every=every,
+        manifest=True,
+        resume=resume,
+        skip_damaged=skip_damaged,
+        world=world,
+    )
+
+
+def export(
+    run: str | Path,
+    *,
+    format: str = "onnx",
+    out: str | Path | None = None,
+    weights: str = "ema",
+    checkpoint: str = "last",
+    verify: bool = False,
+    images: str | Path | None = None,
+    num_images: int = 16,
+) -> dict[str, Any]:
+    """Write a run's network as a file that other programs run.
+
+    Args:
+        run: the run folder.
+        format: ``onnx``, ``pt2`` (torch.export), ``safetensors``, or ``hf``, a folder for the
+            Hugging Face Hub.
+        out: the folder of the files; None takes ``export/FORMAT`` in the run folder.
+        weights: ``ema`` or ``student``.
+        checkpoint: ``last`` or ``best``.
+        verify: compare masks and logits with u2pl's own.
+        images: to compare on: a file, folder, glob pattern or list; None takes the run's val
+            images.
+        num_images: compare on the first so many.
+
+    Returns:
+        ``format``, ``files``, ``size``, ``smallest_side``, ``encoder_license``; with ``verify``
+        also ``equal_pixels`` (a fraction), ``max_abs_difference`` (of logits), ``images``.
+
+    Raises:
+        UserError: where run, format or images do not fit, or a package is missing.
+    """
+    folder, files = RunFolder(Path(run)), None
+    if num_images < 1:
+        raise UserError(f"Expected at least 1 image to compare on, got {num_images}.", exit_code=2)
+    if verify and images is not None:
+        files = find_images(Path(images))[1][:num_images]
+    elif verify:
+        data = load_dataset(folder.dataset, require=("val",))
+        files = [sample.image for sample in data.val[:num_images]]
+    target = folder.path / "export" / format if out is None else Path(out)
+    if out is None:
+        folder.refuse_links()
+    return export_run(
+        folder.path, target, format=format, weights=weights, checkpoint=checkpoint, images=files
+    )
 
 
 def evaluate(

@@ -185,7 +185,7 @@ def test_written_mask_keeps_ids_above_255(tmp_path: Path) -> None:
 
 
 def test_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: Image.Image, path: Path, format: str) -> None:
+    def fail(self: Image.Image, path: Path, format: str, **options: object) -> None:
         Path(path).write_bytes(b"half")
         raise OSError("disk full")
 

@@ -10,7 +10,7 @@ import warnings
 import torch
 import typer
 
-from u2pl.cli import bench, data, demo, doctor, plan, predict, report, train
+from u2pl.cli import bench, data, demo, doctor, export, plan, predict, report, train
 from u2pl.cli.console import complain
 from u2pl.errors import UserError
 
@@ -36,6 +36,7 @@ app.command(epilog="Example: `u2pl compare runs/labels-* runs/u2pl-* --out compa
     report.compare
 )
 app.command(epilog="Example: `u2pl bench --parts method --out benchmarks/results`")(bench.bench)
+app.command(epilog="Example: `u2pl export runs/a --format onnx --verify`")(export.export)
 app.command(epilog="Example: `u2pl doctor --self-test`")(doctor.doctor)
 
 data_app.command(epilog="Example: `u2pl data init photos`")(data.init)

@@ -2,40 +2,103 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as ProgressBar
 
 from u2pl import api
-from u2pl.cli.console import JsonOption, console, say, write_result
-from u2pl.engine.predict import KINDS, predict_images
+from u2pl.cli.console import JsonOption, complain, console, say, write_result
+from u2pl.engine.pictures import DEFAULT_KINDS, KINDS
+from u2pl.engine.tiles import Tiling
+from u2pl.launch import world_of
+
+_NAMES = {"reliable": "reliable maps", "entropy": "entropy maps"}
 
 
 def predict(
     run: Annotated[Path, typer.Argument(help="The run folder.")],
     source: Annotated[
-        Path, typer.Argument(help="An image, a folder, or a glob pattern in quotes.")
+        Path,
+        typer.Argument(help="An image, a folder, a glob in quotes, a list (.txt), or a video."),
     ],
     out: Annotated[Path, typer.Option(help="Gets a folder for each kind of picture.")],
+    save: Annotated[
+        str, typer.Option(help=f"Kinds of pictures, with commas: {', '.join(KINDS)}.")
+    ] = ",".join(DEFAULT_KINDS),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Pass over images whose results are whole.")
+    ] = False,
+    skip_damaged: Annotated[
+        bool, typer.Option("--skip-damaged", help="Count images that cannot be read, and go on.")
+    ] = False,
+    tile: Annotated[
+        int, typer.Option(help="Side of the tiles of a large image in pixels; 0 for none.")
+    ] = Tiling.size,
+    overlap: Annotated[
+        int, typer.Option(help="Pixels that neighbouring tiles share.")
+    ] = Tiling.overlap,
+    every: Annotated[int, typer.Option(help="Of a video, label each so many frames.")] = 1,
     weights: Annotated[str, typer.Option(help="ema (the teacher) or student.")] = "ema",
     checkpoint: Annotated[str, typer.Option(help="last or best.")] = "last",
     json_file: JsonOption = None,
 ) -> None:
     """Label images: class ids, overlays, entropy, and where the network is sure."""
-    model = api.load(run, weights=weights, checkpoint=checkpoint)
-    with ProgressBar(console=console, disable=not console.is_terminal) as bar:
+    world = world_of(os.environ)
+    kinds = [kind.strip() for kind in save.split(",") if kind.strip()]
+    with ProgressBar(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not (console.is_terminal and world.is_first),
+    ) as bar:
         task = bar.add_task("predicting", total=None)
-        result = predict_images(
-            model,
+        result = api.predict(
+            run,
             source,
-            out,
-            kinds=KINDS,
-            on_image=lambda done, total: bar.update(task, completed=done, total=total),
+            out=out,
+            save=kinds,
+            weights=weights,
+            checkpoint=checkpoint,
+            resume=resume,
+            skip_damaged=skip_damaged,
+            tile=tile,
+            overlap=overlap,
+            every=every,
+            on_image=lambda done, total: bar.update(task, completed=done, total=total or None),
+            world=world,
         )
+    describe(result, kinds, out, "" if world.size == 1 else f"Process {world.rank}: ")
+    if world.is_first:
+        write_result(json_file, result)
+
+
+def describe(result: dict[str, Any], kinds: list[str], out: Path, process: str) -> None:
+    """Say what was written, and what was not."""
+    names = [_NAMES.get(kind, kind) for kind in kinds]
+    if {"entropy", "reliable"} <= set(kinds):
+        names[kinds.index("entropy")] = "entropy"  # "entropy and reliable maps"
+    listed = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
     say(
-        f"Wrote {result['images']} masks, overlays, entropy and reliable maps to {out}; "
+        f"{process}Wrote {result['images']} {listed} to {out}; "
         f"{100 * result['reliable_share']:.0f} % of the pixels are reliable."
     )
-    write_result(json_file, result)
+    if result["skipped"]:
+        say(f"{process}{result['skipped']} images were whole before.")
+    if result["damaged"]:
+        complain(
+            f"{process}{result['damaged']} images could not be read; the manifest in {out} "
+            "names them."
+        )

@@ -1,244 +1,86 @@
-"""From a run's weights to masks: one image, or a folder of them."""
+"""From a run's weights to masks: an image, a folder of them, a list, or a video.
+
+Files are decoded and written beside the network's forward pass. What is held at a time does not
+grow with the number of images, and an image too large for memory is labelled in tiles.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import json
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from pydantic import Field, TypeAdapter
-from torch import Tensor, nn
+from torch import Tensor
 
-from u2pl.config import ModelSettings, parse_config
-from u2pl.data.images import (
-    entropy_picture,
-    overlay,
-    read_image,
-    refuse_way_out,
-    write_image,
-    write_mask,
-)
-from u2pl.data.sources import IMAGE_SUFFIXES
+from u2pl.data.images import FileError, image_size, read_image
+from u2pl.data.inputs import find_images, is_video, video_frames
 from u2pl.data.transforms import eval_image
-from u2pl.engine.checkpoint import load_checkpoint, load_weights
-from u2pl.engine.evaluate import predict_logits, resize_logits
-from u2pl.engine.run_folder import RunFolder
-from u2pl.errors import UserError, is_clean
-from u2pl.models import Segmenter
-from u2pl.partition import prediction_entropy
-from u2pl.plain_files import read_text
+from u2pl.data.windows import ArrayWindows, Image, Windows, plain_tiff_size, tiff_windows
+from u2pl.engine.manifest import Manifest, is_whole, outputs_of, state_of
+from u2pl.engine.pictures import KINDS, check_kinds, rows_of_pictures, write_pictures
+from u2pl.engine.tiles import Tiling, predict_bands
+from u2pl.engine.trained import (
+    ModelCard,
+    Prediction,
+    SegmentationModel,
+    load_model,
+    read_card,
+)
+from u2pl.engine.world import ALONE, World
+from u2pl.errors import UserError
 
-KINDS = ("masks", "overlays", "entropy", "reliable")
-"""Pictures that :func:`predict_images` can write."""
+__all__ = [
+    "KINDS",
+    "ModelCard",
+    "Prediction",
+    "SegmentationModel",
+    "find_images",
+    "load_model",
+    "predict_images",
+    "read_card",
+]
+
+_AHEAD = 4  # images that wait for the network, and at most as many for their files
+_MOST_PIXELS = 2**25  # of the images that wait: 100 MB of RGB; one image may be larger
+
+T = TypeVar("T")
 
 
-Channel = Annotated[int, Field(ge=0, le=255)]
-"""Red, green or blue."""
-
-
-class Prediction(NamedTuple):
-    """What a network says of one image of H x W pixels.
+class Job(NamedTuple):
+    """An image to label.
 
     Attributes:
-        mask: [H, W] uint8 (int32 above 256 classes), class ids of the dataset.yaml.
-        entropy: [H, W] float32 in nats, 0 to log C.
-        reliable: [H, W] bool, entropy up to that of the surest pixels of val.
+        source: what the manifest calls it.
+        file: where its pixels are.
+        name: of its results, with suffix .png.
+        state: of the file; see :func:`~u2pl.engine.manifest.state_of`.
     """
 
-    mask: npt.NDArray[Any]
-    entropy: npt.NDArray[np.float32]
-    reliable: npt.NDArray[np.bool_]
+    source: str
+    file: Path
+    name: Path
+    state: list[int]
 
 
-@dataclass(frozen=True)
-class ModelCard:
-    """``model.json``: what a run's weights mean.
+class Loaded(NamedTuple):
+    """An image that has been read.
 
     Attributes:
-        classes: names in id order.
-        colors: RGB of each class.
-        resize: short side images are brought to, or None.
-        protocol: ``whole`` or ``slide``.
-        crop: window of ``slide``.
-        stride_fraction: stride of ``slide`` as a fraction of the window.
-        reliable_entropy: γ in nats.
-        step: updates made.
+        job: what it is.
+        image: its pixels; None for a large TIFF, which is read part by part.
+        prepared: what the network is to see; None for an image that is cut into tiles.
     """
 
-    classes: Annotated[tuple[str, ...], Field(min_length=2, max_length=65536)]
-    colors: tuple[tuple[Channel, Channel, Channel], ...]
-    resize: Annotated[int, Field(ge=1, le=65536)] | None
-    protocol: Literal["whole", "slide"]
-    crop: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
-    stride_fraction: Annotated[float, Field(gt=0, le=1)]
-    reliable_entropy: float
-    step: Annotated[int, Field(ge=0)]
-
-
-class SegmentationModel(nn.Module):
-    """A trained network with everything it takes to use it on images of any size.
-
-    Args:
-        network: the trained :class:`~u2pl.models.Segmenter`.
-        card: what its outputs mean.
-    """
-
-    def __init__(self, network: Segmenter, card: ModelCard) -> None:
-        super().__init__()
-        self.network = network
-        self.card = card
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names in id order."""
-        return self.card.classes
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, C, H, W] of images [B, 3, H, W], RGB in [0, 1], by the run's protocol."""
-        return predict_logits(
-            self.network,
-            images,
-            protocol=self.card.protocol,
-            crop=self.card.crop,
-            stride=self.card.stride_fraction,
-        )
-
-    @torch.inference_mode()
-    def predict(self, image: str | Path | npt.NDArray[np.uint8]) -> Prediction:
-        """Label one image.
-
-        Args:
-            image: a file, or [H, W, 3] uint8 RGB.
-
-        Returns:
-            A :class:`Prediction` at the image's own size.
-
-        Raises:
-            UserError: where the file is no image, or the answer is not finite.
-        """
-        named = "The image" if isinstance(image, np.ndarray) else image
-        pixels = image if isinstance(image, np.ndarray) else read_image(Path(image))
-        device = self.network.mean.device
-        resized = eval_image(pixels, resize=self.card.resize, file=named).unsqueeze(0).to(device)
-        logits = resize_logits(self(resized), (pixels.shape[0], pixels.shape[1]))
-        probs = logits.softmax(dim=1)
-        entropy = prediction_entropy(probs)[0]
-        if not entropy.isfinite().all():
-            raise UserError(
-                "The network's answer is not finite: its weights are damaged, or its training "
-                "went wrong; load another checkpoint, or train again."
-            )
-        dtype = np.uint8 if len(self.classes) <= 256 else np.int32
-        return Prediction(
-            mask=probs.max(dim=1).indices[0].cpu().numpy().astype(dtype),
-            entropy=entropy.cpu().numpy(),
-            reliable=(entropy <= self.card.reliable_entropy).cpu().numpy(),
-        )
-
-
-def load_model(
-    run: Path, *, weights: str = "ema", checkpoint: str = "last", device: torch.device | str = "cpu"
-) -> SegmentationModel:
-    """Rebuild a run's network, in evaluation mode.
-
-    Args:
-        run: the run's folder.
-        weights: ``ema`` (the teacher) or ``student``.
-        checkpoint: ``last`` or ``best``.
-        device: where to put it.
-
-    Raises:
-        UserError: where the folder holds no finished run, or a file is damaged.
-    """
-    folder = RunFolder(Path(run))
-    if not os.path.isfile(folder.model):
-        folder.read_config()
-        raise UserError(
-            f"{folder.path} has no {folder.model.name} yet; it is written when training ends."
-        )
-    settings, card = read_card(folder)
-    network = Segmenter(settings, len(card.classes), load_pretrained=False)
-    if checkpoint == "last":
-        state = load_weights(folder.weights(weights))
-    else:
-        part = "teacher" if weights == "ema" else "student"
-        saved = load_checkpoint(folder.checkpoint(checkpoint), network=part)
-        state = saved[part]
-        step = saved.get("step")
-        card = replace(card, step=step if isinstance(step, int) else card.step)
-    try:
-        kinds = {key: tensor.is_floating_point() for key, tensor in network.state_dict().items()}
-        if any(tensor.is_floating_point() != kinds[key] for key, tensor in state.items()):
-            raise TypeError("whole numbers for weights")
-        network.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError, KeyError):
-        raise UserError(
-            f"The weights in {folder.path} do not fit the network that {folder.model.name} "
-            "describes; were files of two runs mixed?"
-        ) from None
-    return SegmentationModel(network, card).eval().requires_grad_(False).to(device)
-
-
-def read_card(folder: RunFolder) -> tuple[ModelSettings, ModelCard]:
-    """Read what a run's weights mean: the settings of the network, and the rest.
-
-    Raises:
-        UserError: where ``model.json`` is damaged.
-    """
-    try:
-        tree = json.loads(read_text(folder.model))
-        settings = parse_config({"model": tree["model"]}).model
-        names = [field.name for field in fields(ModelCard)]
-        card = TypeAdapter(ModelCard).validate_python({name: tree[name] for name in names})
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError):
-        raise UserError(f"{folder.model} is damaged: it does not describe a network.") from None
-    if len(card.colors) != len(card.classes) or not all(map(is_clean, card.classes)):
-        raise UserError(f"{folder.model} is damaged: expected a name and a color of each class.")
-    return settings, card
-
-
-def find_images(source: Path) -> tuple[Path, list[Path]]:
-    """The images that a path means: a file, a folder (with its subfolders), or a glob pattern.
-
-    Returns:
-        The folder that output names are relative to, and the files in order of their names.
-
-    Raises:
-        UserError: where there is none.
-    """
-    if os.path.isfile(source):
-        return source.parent, [source]
-    if os.path.isdir(source):
-        base, found = source, source.rglob("*")
-    else:
-        literal = itertools.takewhile(lambda part: not set(part) & set("*?["), source.parts)
-        base = Path(*literal)
-        if base == source or not os.path.isdir(base):
-            raise UserError(f"There is no image and no folder {source}.")
-        pattern = source.relative_to(base)
-        if ".." in pattern.parts:
-            raise UserError(
-                f"The pattern {source} has '..' behind a wildcard, which would lead results out "
-                "of their folder; only what stands before the first wildcard may lead upwards.",
-                exit_code=2,
-            )
-        found = base.glob(str(pattern))
-    files = sorted(
-        path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and not os.path.isdir(path)
-    )
-    if not files:
-        raise UserError(
-            f"Found no image in {source}; expected {', '.join(sorted(IMAGE_SUFFIXES))}."
-        )
-    return base, files
+    job: Job
+    image: Image | None
+    prepared: Tensor | None
 
 
 def make_folder(path: Path) -> None:
@@ -274,79 +116,306 @@ def predict_images(
     *,
     kinds: Iterable[str] = ("masks", "overlays", "entropy"),
     on_image: Callable[[int, int], None] = lambda *_: None,
+    tiling: Tiling | None = None,
+    every: int = 1,
+    manifest: bool = False,
+    resume: bool = False,
+    skip_damaged: bool = False,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """Label every image of a source and write the results as PNG.
 
     Args:
         model: from :func:`load_model`.
-        source: a file, folder or glob pattern.
-        out: gets a folder a kind; a file's name and subfolder are those of its image. Images
-            that lie in it, from an earlier call, are passed over.
-        kinds: of ``masks`` (class ids, shown in the classes' colours), ``overlays``, ``entropy``
-            (0 to log C) and ``reliable`` (255 where sure).
-        on_image: called with images written and images in all.
+        source: a file, folder, glob pattern, list (.txt) or video.
+        out: gets a folder a kind; a file's name and subfolder are those of its image, a video's
+            frames lie in a folder of its name. Images that lie in it, from an earlier call, are
+            passed over.
+        kinds: of ``masks`` (class ids, shown in the classes' colours), ``colors``, ``overlays``,
+            ``entropy`` (0 to log C) and ``reliable`` (255 where sure).
+        on_image: called with images done and images in all (0 for a video).
+        tiling: how large images are cut; None takes :class:`~u2pl.engine.tiles.Tiling`'s own.
+        every: of a video, label the first frame and each that comes so many after one.
+        manifest: write a ``manifest.jsonl``, a line for each image whose results are whole.
+        resume: pass over images whose results an earlier manifest vouches for, and keep one.
+        skip_damaged: count images that cannot be read, and go on.
+        world: which process of several this is; each takes its share of the images.
 
     Returns:
-        ``images``, ``out``, and ``reliable_share``, a fraction of all pixels.
+        ``images`` written now by this process, ``skipped`` (whole before), ``damaged``, ``total``
+        of all processes (None for a video), ``out``, and ``reliable_share``, a fraction of all
+        pixels of this process's images.
 
     Raises:
         UserError: where there is no image, one cannot be read, or names clash.
     """
-    wanted, pixels, sure = tuple(kinds), 0, 0
-    for kind in wanted:
-        if kind not in KINDS:
-            raise UserError(f"Expected kinds of {', '.join(KINDS)}, got '{kind}'.", exit_code=2)
+    wanted = check_kinds(kinds)
+    if every < 1:
+        raise UserError(f"Expected every N frames with N from 1 on, got {every}.", exit_code=2)
+    jobs = None if is_video(source) else image_jobs(source, out)
+    make_folder(out)
+    book = None
+    if manifest or resume:
+        header = {"model_sha256": model.fingerprint(), "step": model.card.step}
+        book = Manifest(out, world=world, model=header, resume=resume)
+    labeling = Labeling(model, out, wanted, tiling or Tiling(), book, skip_damaged)
+    try:
+        if jobs is None:
+            labeling.video(source, every, world, on_image)
+        else:
+            labeling.files(jobs[world.rank :: world.size], on_image)
+    finally:
+        if book is not None:
+            book.close()
+    return {
+        "images": labeling.written,
+        "skipped": labeling.skipped,
+        "damaged": labeling.damaged,
+        "total": None if jobs is None else len(jobs),
+        "out": str(out),
+        "reliable_share": labeling.sure / max(labeling.pixels, 1),
+    }
+
+
+def image_jobs(source: Path, out: Path) -> list[Job]:
+    """The images that a source means, those in the folder of the results left out.
+
+    Raises:
+        UserError: where there is none, or two would be written to the same name.
+    """
     base, files = find_images(source)
-    files = [file for file in files if not file.resolve().is_relative_to(out.resolve())]
+    results = out.resolve()
+    files = [file for file in files if not file.resolve().is_relative_to(results)]
     if not files:
         raise UserError(f"All images of {source} lie in {out}, where the results go.")
     refuse_clashes(base, files)
-    make_folder(out)
-    # decoding and PNG writing leave the interpreter's lock: they run beside the forward pass
-    with ThreadPoolExecutor(2) as readers, ThreadPoolExecutor(2) as writers:
-        writing: list[Future[None]] = []
-        for index, (file, image) in enumerate(_read_ahead(readers, files)):
-            prediction = model.predict(image)
-            pixels += prediction.reliable.size
-            sure += int(prediction.reliable.sum())
-            name = file.relative_to(base).with_suffix(".png")
-            writing.append(writers.submit(_write, out, name, image, prediction, model.card, wanted))
-            if len(writing) > 4:
-                writing.pop(0).result()
-            on_image(index + 1, len(files))
-        for future in writing:
-            future.result()
-    return {"images": len(files), "out": str(out), "reliable_share": sure / max(pixels, 1)}
+    names = [file.relative_to(base) for file in files]
+    return [
+        Job(name.as_posix(), file, name.with_suffix(".png"), state_of(file))
+        for name, file in zip(names, files, strict=True)
+    ]
 
 
-def _read_ahead(
-    pool: ThreadPoolExecutor, files: list[Path], depth: int = 4
-) -> Iterator[tuple[Path, npt.NDArray[np.uint8]]]:
-    """Decode a few images ahead of the one in use."""
-    waiting = [(file, pool.submit(read_image, file)) for file in files[:depth]]
-    for upcoming in itertools.chain(files[depth:], [None] * len(waiting)):
-        file, future = waiting.pop(0)
-        if upcoming is not None:
-            waiting.append((upcoming, pool.submit(read_image, upcoming)))
-        yield file, future.result()
+@dataclass
+class Labeling:
+    """Labels images one after the other, and counts.
 
+    Attributes:
+        model: the network.
+        out: the folder of the results.
+        kinds: which pictures.
+        tiling: how large images are cut.
+        book: where lines go, or None.
+        skip_damaged: whether to go on where an image cannot be read.
+        written: images labelled now.
+        skipped: images that were whole before.
+        damaged: images that could not be read.
+        pixels: of those labelled now or before.
+        sure: how many of them are reliable.
+    """
 
-def _write(
-    out: Path,
-    name: Path,
-    image: npt.NDArray[np.uint8],
-    prediction: Prediction,
-    card: ModelCard,
-    kinds: tuple[str, ...],
-) -> None:
-    for kind in kinds:
-        path = out / kind / name
-        refuse_way_out(out, path)
-        if kind == "masks":
-            write_mask(path, prediction.mask, colors=card.colors)
-        elif kind == "overlays":
-            write_image(path, overlay(image, prediction.mask, card.colors))
-        elif kind == "entropy":
-            write_image(path, entropy_picture(prediction.entropy, len(card.classes)))
+    model: SegmentationModel
+    out: Path
+    kinds: tuple[str, ...]
+    tiling: Tiling
+    book: Manifest | None
+    skip_damaged: bool
+    written: int = 0
+    skipped: int = 0
+    damaged: int = 0
+    pixels: int = 0
+    sure: float = 0
+
+    def files(self, jobs: list[Job], on_image: Callable[[int, int], None]) -> None:
+        """Label image files."""
+        left = [job for job in jobs if not self.was_done(job)]
+        if self.skipped:
+            on_image(self.skipped, len(jobs))
+        tasks = ((pixels_of(job.file), lambda job=job: self.load(job)) for job in left)
+        with file_threads(2) as readers:
+            reading = ahead(readers, tasks)
+            self.label(zip(left, reading, strict=True), lambda done: on_image(done, len(jobs)))
+
+    def video(
+        self, path: Path, every: int, world: World, on_image: Callable[[int, int], None]
+    ) -> None:
+        """Label this process's share of a video's frames."""
+        state, folder = state_of(path), Path(path.stem)
+        mine = (
+            (Job(f"{path.name}#{number}", path, folder / f"{number:06d}.png", state), image)
+            for place, (number, image) in enumerate(video_frames(path, every=every))
+            if place % world.size == world.rank
+        )
+        frames = ((job, image) for job, image in mine if not self.was_done(job))
+
+        def load() -> Loaded | None:
+            job, image = next(frames, (None, None))
+            return None if job is None or image is None else self.prepare(job, image)
+
+        # frames come from one decoder, so one thread reads them
+        with file_threads(1) as reader:
+            reading = ahead(reader, itertools.repeat((0, load)))
+            pairs = ((Job(str(path), path, folder, state), future) for future in reading)
+            self.label(pairs, lambda done: on_image(done, 0))
+
+    def was_done(self, job: Job) -> bool:
+        """Whether the manifest vouches for an image's results; then it is counted."""
+        row = None if self.book is None else self.book.done.get(job.source)
+        if row is None or not is_whole(row, self.out, job.name, self.kinds, job.state):
+            return False
+        self.skipped += 1
+        self._count(row)
+        return True
+
+    def load(self, job: Job) -> Loaded:
+        """Read an image, unless it is a large one of which parts can be read."""
+        size = plain_tiff_size(job.file)
+        if size is not None and self.tiling.is_large(size, len(self.model.classes)):
+            return Loaded(job, None, None)
+        return self.prepare(job, read_image(job.file))
+
+    def prepare(self, job: Job, image: Image) -> Loaded:
+        """Bring an image to the size that the network is to see, unless it is cut first."""
+        if self.tiling.is_large(image.shape[:2], len(self.model.classes)):
+            return Loaded(job, image, None)
+        resize = self.model.card.resize
+        return Loaded(job, image, eval_image(image, resize=resize, file=job.file))
+
+    def label(
+        self, reading: Iterable[tuple[Job, Future[Any]]], on_done: Callable[[int], None]
+    ) -> None:
+        """Label what is read, until there is nothing more; see :class:`Labeling`."""
+        # PNG writing leaves the interpreter's lock: it runs beside the forward pass
+        with file_threads(2) as writers, torch.inference_mode():
+            writing: deque[tuple[int, Future[dict[str, Any]]]] = deque()
+
+            def settle(most_files: int, most_pixels: int = _MOST_PIXELS) -> None:
+                while len(writing) > most_files or sum(n for n, _ in writing) > most_pixels:
+                    self._note(writing.popleft()[1].result())
+                    on_done(self.written + self.skipped + self.damaged)
+
+            for job, future in reading:
+                try:
+                    loaded: Loaded | None = future.result()
+                except FileError as error:
+                    self._damaged(job, error)
+                    on_done(self.written + self.skipped + self.damaged)
+                    continue
+                if loaded is None:
+                    break
+                if loaded.image is not None and loaded.prepared is not None:
+                    size = (loaded.image.shape[0], loaded.image.shape[1])
+                    logits = self.model.logits_of(loaded.prepared, size=size)
+                    task = writers.submit(self.write, loaded.job, loaded.image, logits)
+                    writing.append((size[0] * size[1], task))
+                    settle(_AHEAD)
+                else:
+                    settle(0)
+                    self._large(loaded)
+                    on_done(self.written + self.skipped + self.damaged)
+            settle(0)
+
+    @torch.inference_mode()
+    def write(self, job: Job, image: Image, logits: Tensor) -> dict[str, Any]:
+        """Judge an image's logits, write its pictures, and return its line."""
+        prediction = self.model.judge(logits)
+        write_pictures(self.out, job.name, image, prediction, self.model.card, self.kinds)
+        sure = int(prediction.reliable.sum())
+        return self.line(job, (image.shape[0], image.shape[1]), sure)
+
+    def line(self, job: Job, size: tuple[int, int], sure: int) -> dict[str, Any]:
+        """What the manifest says of an image; see docs/how-to/predict.md."""
+        return {
+            "source": job.source,
+            "source_state": job.state,
+            "size": list(size),
+            "reliable_share": sure / (size[0] * size[1]),
+            "outputs": outputs_of(self.out, job.name, self.kinds),
+        }
+
+    def _large(self, loaded: Loaded) -> None:
+        """Label a large image band by band."""
+        if loaded.image is not None:
+            self._note(self._in_tiles(loaded.job, ArrayWindows(loaded.image)))
+            return
+        try:
+            with tiff_windows(loaded.job.file) as windows:
+                row = self._in_tiles(loaded.job, windows)
+        except FileError as error:
+            self._damaged(loaded.job, error)
         else:
-            write_image(path, np.where(prediction.reliable, 255, 0).astype(np.uint8))
+            self._note(row)
+
+    def _in_tiles(self, job: Job, image: Windows) -> dict[str, Any]:
+        sure = 0
+        with rows_of_pictures(self.out, job.name, image, self.model.card, self.kinds) as add:
+            for top, band in predict_bands(self.model, image, self.tiling):
+                add(top, band)
+                sure += int(band.reliable.sum())
+        return self.line(job, image.size, sure)
+
+    def _note(self, row: dict[str, Any]) -> None:
+        """An image is whole."""
+        if self.book is not None:
+            self.book.add(row)
+        self.written += 1
+        self._count(row)
+
+    def _count(self, row: dict[str, Any]) -> None:
+        pixels = row["size"][0] * row["size"][1]
+        self.pixels += pixels
+        self.sure += row["reliable_share"] * pixels
+
+    def _damaged(self, job: Job, error: FileError) -> None:
+        """Note an image that cannot be read, or raise where that ends the work."""
+        if not self.skip_damaged:
+            raise error
+        self.damaged += 1
+        if self.book is not None:
+            self.book.add({"source": job.source, "error": str(error)})
+
+
+@contextlib.contextmanager
+def file_threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that read or write beside the network; each computes by itself.
+
+    Without that each would have as many helpers as the network's own thread has, and all of them
+    would stand in one another's way.
+    """
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as threads:
+            yield threads
+    finally:
+        torch.set_num_threads(before)  # for threads to come; this one has kept its number
+
+
+def pixels_of(file: Path) -> int:
+    """Pixels that decoding a file will take; 0 where its reader is to say what is wrong."""
+    if plain_tiff_size(file) is not None:
+        return 0
+    try:
+        height, width = image_size(file)
+    except UserError:
+        return 0
+    return height * width
+
+
+def ahead(
+    pool: ThreadPoolExecutor, tasks: Iterable[tuple[int, Callable[[], T]]]
+) -> Iterator[Future[T]]:
+    """Start a few tasks before their results are asked for.
+
+    Args:
+        pool: runs them, in order.
+        tasks: pixels that each will hold, and what to call; few and not too many pixels wait.
+    """
+    waiting: deque[tuple[int, Future[T]]] = deque()
+    for pixels, task in tasks:
+        while len(waiting) >= _AHEAD or (
+            waiting and pixels + sum(held for held, _ in waiting) > _MOST_PIXELS
+        ):
+            yield waiting.popleft()[1]
+        waiting.append((pixels, pool.submit(task)))
+    while waiting:
+        yield waiting.popleft()[1]

@@ -57,6 +57,11 @@ class RunFolder:
         """What it takes to rebuild the network around its weights."""
         return self.path / "model.json"
 
+    @property
+    def exported(self) -> Path:
+        """The weights, in a folder that is no run but what was exported of one."""
+        return self.path / "model.safetensors"
+
     def checkpoint(self, name: str) -> Path:
         """``last`` or ``best``."""
         return self.path / "checkpoints" / f"{name}.pt"

@@ -1,0 +1,228 @@
+"""A trained network and what its answers mean, rebuilt from a run folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field, TypeAdapter
+from torch import Tensor, nn
+
+from u2pl.config import ModelSettings, parse_config
+from u2pl.data.images import read_image
+from u2pl.data.transforms import eval_image
+from u2pl.engine.checkpoint import load_checkpoint, load_weights
+from u2pl.engine.evaluate import predict_logits, resize_logits
+from u2pl.engine.run_folder import RunFolder
+from u2pl.errors import UserError, is_clean
+from u2pl.models import Segmenter
+from u2pl.partition import prediction_entropy
+from u2pl.plain_files import read_text
+
+Channel = Annotated[int, Field(ge=0, le=255)]
+"""Red, green or blue."""
+
+
+class Prediction(NamedTuple):
+    """What a network says of one image of H x W pixels.
+
+    Attributes:
+        mask: [H, W] uint8 (int32 above 256 classes), class ids of the dataset.yaml.
+        entropy: [H, W] float32 in nats, 0 to log C.
+        reliable: [H, W] bool, entropy up to that of the surest pixels of val.
+    """
+
+    mask: npt.NDArray[Any]
+    entropy: npt.NDArray[np.float32]
+    reliable: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """``model.json``: what a run's weights mean.
+
+    Attributes:
+        classes: names in id order.
+        colors: RGB of each class.
+        resize: short side images are brought to, or None.
+        protocol: ``whole`` or ``slide``.
+        crop: window of ``slide``.
+        stride_fraction: stride of ``slide`` as a fraction of the window.
+        reliable_entropy: γ in nats.
+        step: updates made.
+        ignore_index: what unknown pixels of masks held.
+        recipe: the run's.
+    """
+
+    classes: Annotated[tuple[str, ...], Field(min_length=2, max_length=65536)]
+    colors: tuple[tuple[Channel, Channel, Channel], ...]
+    resize: Annotated[int, Field(ge=1, le=65536)] | None
+    protocol: Literal["whole", "slide"]
+    crop: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+    stride_fraction: Annotated[float, Field(gt=0, le=1)]
+    reliable_entropy: float
+    step: Annotated[int, Field(ge=0)]
+    ignore_index: int
+    recipe: str
+
+
+class SegmentationModel(nn.Module):
+    """A trained network with everything it takes to use it on images of any size.
+
+    Args:
+        network: the trained :class:`~u2pl.models.Segmenter`.
+        card: what its outputs mean.
+    """
+
+    def __init__(self, network: Segmenter, card: ModelCard) -> None:
+        super().__init__()
+        self.network = network
+        self.card = card
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names in id order."""
+        return self.card.classes
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, C, H, W] of images [B, 3, H, W], RGB in [0, 1], by the run's protocol."""
+        return predict_logits(
+            self.network,
+            images,
+            protocol=self.card.protocol,
+            crop=self.card.crop,
+            stride=self.card.stride_fraction,
+        )
+
+    @torch.inference_mode()
+    def predict(self, image: str | Path | npt.NDArray[np.uint8]) -> Prediction:
+        """Label one image.
+
+        Args:
+            image: a file, or [H, W, 3] uint8 RGB.
+
+        Returns:
+            A :class:`Prediction` at the image's own size.
+
+        Raises:
+            UserError: where the file is no image, or the answer is not finite.
+        """
+        named = "The image" if isinstance(image, np.ndarray) else image
+        pixels = image if isinstance(image, np.ndarray) else read_image(Path(image))
+        prepared = eval_image(pixels, resize=self.card.resize, file=named)
+        return self.judge(self.logits_of(prepared, size=(pixels.shape[0], pixels.shape[1])))
+
+    @torch.no_grad()
+    def whole(self, images: Tensor) -> Tensor:
+        """Logits [B, C, H, W] of images seen at once, whatever the run's protocol."""
+        return predict_logits(
+            self.network, images, protocol="whole", crop=self.card.crop, stride=1.0
+        )
+
+    def logits_of(self, prepared: Tensor, *, size: tuple[int, int]) -> Tensor:
+        """Logits [1, C, *size] of an image [3, h, w] that has the size the network is to see."""
+        images = prepared.unsqueeze(0).to(self.network.mean.device)
+        return resize_logits(self(images), size)
+
+    def judge(self, logits: Tensor) -> Prediction:
+        """What logits [1, C, H, W] say of an image.
+
+        Raises:
+            UserError: where they are not finite.
+        """
+        probs = logits.softmax(dim=1)
+        entropy = prediction_entropy(probs)[0]
+        if not entropy.isfinite().all():
+            raise UserError(
+                "The network's answer is not finite: its weights are damaged, or its training "
+                "went wrong; load another checkpoint, or train again."
+            )
+        dtype = torch.uint8 if len(self.classes) <= 256 else torch.int32
+        return Prediction(
+            mask=probs.max(dim=1).indices[0].to(dtype).cpu().numpy(),
+            entropy=entropy.cpu().numpy(),
+            reliable=(entropy <= self.card.reliable_entropy).cpu().numpy(),
+        )
+
+    def fingerprint(self) -> str:
+        """SHA-256 of weights and description: two models that have it in common answer alike."""
+        digest = hashlib.sha256(json.dumps(asdict(self.card)).encode())
+        for name, tensor in sorted(self.network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def load_model(
+    run: Path, *, weights: str = "ema", checkpoint: str = "last", device: torch.device | str = "cpu"
+) -> SegmentationModel:
+    """Rebuild a run's network, in evaluation mode.
+
+    Args:
+        run: the run's folder, or one that ``u2pl export --format safetensors`` or ``hf`` wrote.
+        weights: ``ema`` (the teacher) or ``student``.
+        checkpoint: ``last`` or ``best``.
+        device: where to put it.
+
+    Raises:
+        UserError: where the folder holds no finished run, or a file is damaged.
+    """
+    folder = RunFolder(Path(run))
+    is_exported = os.path.isfile(folder.exported) and not os.path.isfile(folder.config)
+    if not os.path.isfile(folder.model):
+        folder.read_config()
+        raise UserError(
+            f"{folder.path} has no {folder.model.name} yet; it is written when training ends."
+        )
+    settings, card = read_card(folder)
+    network = Segmenter(settings, len(card.classes), load_pretrained=False)
+    if is_exported or checkpoint == "last":
+        if is_exported and (weights, checkpoint) != ("ema", "last"):
+            raise UserError(
+                f"{folder.path} is an exported model and holds one set of weights; ask for no "
+                "other weights or checkpoint.",
+                exit_code=2,
+            )
+        state = load_weights(folder.exported if is_exported else folder.weights(weights))
+    else:
+        part = "teacher" if weights == "ema" else "student"
+        saved = load_checkpoint(folder.checkpoint(checkpoint), network=part)
+        state = saved[part]
+        step = saved.get("step")
+        card = replace(card, step=step if isinstance(step, int) else card.step)
+    try:
+        kinds = {key: tensor.is_floating_point() for key, tensor in network.state_dict().items()}
+        if any(tensor.is_floating_point() != kinds[key] for key, tensor in state.items()):
+            raise TypeError("whole numbers for weights")
+        network.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError, KeyError):
+        raise UserError(
+            f"The weights in {folder.path} do not fit the network that {folder.model.name} "
+            "describes; were files of two runs mixed?"
+        ) from None
+    return SegmentationModel(network, card).eval().requires_grad_(False).to(device)
+
+
+def read_card(folder: RunFolder) -> tuple[ModelSettings, ModelCard]:
+    """Read what a run's weights mean: the settings of the network, and the rest.
+
+    Raises:
+        UserError: where ``model.json`` is damaged.
+    """
+    try:
+        tree = json.loads(read_text(folder.model))
+        settings = parse_config({"model": tree["model"]}).model
+        names = [field.name for field in fields(ModelCard)]
+        card = TypeAdapter(ModelCard).validate_python({name: tree[name] for name in names})
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError):
+        raise UserError(f"{folder.model} is damaged: it does not describe a network.") from None
+    if len(card.colors) != len(card.classes) or not all(map(is_clean, card.classes)):
+        raise UserError(f"{folder.model} is damaged: expected a name and a color of each class.")
+    return settings, card
