@@ -1,7 +1,7 @@
 """Images too large to be seen at once: in tiles whose answers are blended where they overlap.
 
-What is kept at a time is a tile and the strips that later tiles will touch, whatever the size of
-the image.
+What is kept at a time is a tile, a band of rows as high as it, and what later tiles will add to:
+memory grows with the width of the image, not with its height.
 """
 
 from __future__ import annotations
