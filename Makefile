@@ -3,10 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PLAIN := $(VENV)/.plain
 
 .PHONY: demo setup test check bench soak clean
 
-demo: $(STAMP)
+# The demo needs no tools of development; where they are installed already, that will do.
+demo: $(if $(wildcard $(STAMP)),$(STAMP),$(PLAIN))
 	$(BIN)/u2pl demo --out demo-runs/seed-0 --overwrite
 
 setup: $(STAMP)
@@ -17,6 +19,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
+
+$(PLAIN): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $(PLAIN)
 
 # Worker processes share the cores, so each computes with one thread.
 test: $(STAMP)

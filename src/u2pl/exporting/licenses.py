@@ -13,12 +13,12 @@ Verdict = Literal["none", "free", "non-commercial", "own terms", "unknown"]
 _FREE = {"apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0"}
 
 NON_COMMERCIAL = {
-    "cc-by-nc-4.0": "https://creativecommons.org/licenses/by-nc/4.0/",
-    "seer-license": "https://github.com/facebookresearch/vissl/blob/main/projects/SEER/MODEL_LICENSE.md",
-    "apple-amlr": "https://github.com/apple/ml-mobileclip/blob/main/LICENSE_MODELS",
-    "fair-noncommercial-research-license": "https://huggingface.co/facebook",
+    "cc-by-nc-4.0",
+    "seer-license",
+    "apple-amlr",
+    "fair-noncommercial-research-license",
 }
-"""Licences in timm's descriptions that allow no commercial use, and where they can be read."""
+"""Licences, by timm's identifiers, that allow no commercial use."""
 
 
 class EncoderLicense(NamedTuple):
@@ -64,7 +64,7 @@ def encoder_license(settings: ModelSettings) -> EncoderLicense:
     if name in _FREE:
         return EncoderLicense(name, "free", source)
     if name in NON_COMMERCIAL:
-        return EncoderLicense(name, "non-commercial", f"{source}; {NON_COMMERCIAL[name]}")
+        return EncoderLicense(name, "non-commercial", source)
     return EncoderLicense(name, "own terms", source)
 
 
