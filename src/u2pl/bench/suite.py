@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -192,9 +191,15 @@ def describe_step(config: Config) -> str:
 
 def commit() -> str | None:
     """The commit of the checkout that this package lies in; None where it is installed."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
+    git = Path(__file__).resolve().parents[3] / ".git"
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
+        head = (git / "HEAD").read_text().strip()
+        if not head.startswith("ref: "):
+            return head[:12]
+        name = head.removeprefix("ref: ")
+        if (git / name).is_file():
+            return (git / name).read_text().strip()[:12]
+        packed = [line.split() for line in (git / "packed-refs").read_text().splitlines()]
+    except (OSError, UnicodeDecodeError):
         return None
-    return done.stdout.strip()
+    return next((line[0][:12] for line in packed if line[1:] == [name]), None)
