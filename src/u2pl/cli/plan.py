@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
@@ -50,7 +51,9 @@ def plan(
         data,
         given=tuple(given),
         measure=measure,
-        on_trial=lambda parts: say(f"Trying a few steps, with {parts} part(s) a batch."),
+        on_trial=lambda parts: say(
+            f"Trying a few steps, each batch in {parts} part{'s' * (parts > 1)}."
+        ),
     )
     describe(result)
     plans.write_plan(result, out)
@@ -75,11 +78,20 @@ def describe(result: plans.Plan) -> None:
         f"{result.queue_bytes / 1e6:.0f} MB."
     )
     trial = result.trial
-    if trial is None:
+    if trial is None or result.hours is None:
         return
     memory = f", {trial.memory / 2**30:.1f} GiB at the peak" if trial.memory else ""
     say(
         f"On {found.device}: {trial.seconds_supervised:.2f} s a step on labels alone, "
-        f"{trial.seconds_semi:.2f} s with everything{memory}; about {result.hours:.1f} hours for "
+        f"{trial.seconds_semi:.2f} s with everything{memory}; about {duration(result.hours)} for "
         f"{result.config.train.steps} steps."
     )
+
+
+def duration(hours: float) -> str:
+    """Hours, or minutes where there is less than one.
+
+    >>> duration(2.34), duration(0.2)
+    ('2.3 hours', '12 minutes')
+    """
+    return f"{hours:.1f} hours" if hours >= 1 else f"{math.ceil(60 * hours)} minutes"
