@@ -40,6 +40,14 @@ def test_member_with_a_way_out_or_an_odd_name_is_refused(tmp_path: Path, name: s
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == [archive]
 
 
+def test_member_without_a_name_is_refused(tmp_path: Path) -> None:
+    archive = zipped(tmp_path / "a.zip", {"good.txt": b"1", "odd.txt": b"2"})
+    # a name ends at its first zero byte
+    archive.write_bytes(archive.read_bytes().replace(b"odd.txt", b"\0dd.txt"))
+    with pytest.raises(UserError, match="do not trust this archive"):
+        unpack(archive, tmp_path / "out", wanted=everything)
+
+
 def test_link_in_the_folder_is_not_followed_out_of_it(tmp_path: Path) -> None:
     archive = zipped(tmp_path / "a.zip", {"sub/x.txt": b"1"})
     (tmp_path / "out").mkdir()

@@ -42,7 +42,10 @@ def unpack(archive: Path, folder: Path, *, wanted: Callable[[str], bool]) -> lis
     """
     try:
         with zipfile.ZipFile(archive) as file:
-            members = [m for m in file.infolist() if not m.is_dir() and wanted(m.filename)]
+            # zipfile's own is_dir fails on an empty name
+            members = [
+                m for m in file.infolist() if not m.filename.endswith("/") and wanted(m.filename)
+            ]
             _refuse_bombs(archive, members)
             places = [_place(archive, folder, member.filename) for member in members]
             for member, place in zip(members, places, strict=True):
