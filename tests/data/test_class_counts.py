@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import threading
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -158,3 +159,14 @@ def test_memory_with_flipped_bits_is_counted_anew(dataset: Dataset) -> None:
         damaged[place] ^= 16
         _cache(dataset).write_bytes(bytes(damaged))
         assert np.array_equal(class_pixels(dataset, dataset.labeled), truth), place
+
+
+def test_memory_that_holds_no_array_is_counted_anew(dataset: Dataset) -> None:
+    before = class_pixels(dataset, dataset.labeled)
+    (cache,) = dataset.path.parent.glob(".u2pl-class-pixels-*")
+    with np.load(cache) as saved:
+        np.savez(cache.with_suffix(".new.npz"), key=saved["key"])
+    with zipfile.ZipFile(cache.with_suffix(".new.npz"), "a") as archive:
+        archive.writestr("pixels", b"no array")
+    cache.with_suffix(".new.npz").replace(cache)
+    assert np.array_equal(class_pixels(dataset, dataset.labeled), before)

@@ -115,6 +115,8 @@ def _read_cache(path: Path, key: str, shape: tuple[int, int]) -> npt.NDArray[np.
             saved, pixels = str(file["key"]), file["pixels"]
     except _TORN:
         return None
+    if not isinstance(pixels, np.ndarray):  # numpy hands out what is no array as bytes
+        return None
     fits = saved == key and pixels.shape == shape and pixels.dtype == np.int64
     return pixels if fits else None
 
