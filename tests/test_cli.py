@@ -19,6 +19,7 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
+from commands import call
 from factories import write_dataset
 from tiny import assignments, tiny_overrides
 from u2pl import api, cli, demo, doctor
@@ -28,16 +29,6 @@ from u2pl.engine.run_folder import RunFolder
 
 QUICK = assignments(tiny_overrides())
 RECIPE = ["--recipe", "demo"]
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """Run ``u2pl`` with arguments in this process; its exit status."""
-    monkeypatch.setattr(sys, "argv", ["u2pl", *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    status = caught.value.code
-    assert status is None or isinstance(status, int)
-    return status or 0
 
 
 @pytest.fixture

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from commands import call
 from tiny import assignments, tiny_overrides
-from u2pl import cli
 from u2pl.data.synthetic import CLASSES, write_streets
 
 PAGE = Path(__file__).parents[1] / "docs/how-to/folders-to-model.md"
@@ -40,13 +39,6 @@ def lay_out(photos: Path, streets: Path) -> None:
         (streets / old).rename(photos / new)
 
 
-def run(command: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", command)
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    return int(caught.value.code or 0)
-
-
 def test_every_command_of_the_page_runs_after_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -56,7 +48,7 @@ def test_every_command_of_the_page_runs_after_the_one_before(
         if command[1] == "plan":  # a network and a run that take a moment
             command[command.index("default")] = "demo"
             command += assignments(tiny_overrides())
-        assert run(command, monkeypatch) == 0, command
+        assert call(monkeypatch, *command[1:]) == 0, command
     names = {command[1] for command in commands()}
     assert names == {"data", "plan", "train", "evaluate", "report", "compare", "predict", "export"}
     for page in ("check.html", "report.html", "compare.html"):

@@ -1,24 +1,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
+from commands import call
 from factories import write_dataset
 from tiny import assignments, tiny_overrides
-from u2pl import cli
 
 QUICK = assignments(tiny_overrides())
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["u2pl", *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    assert caught.value.code is None or isinstance(caught.value.code, int)
-    return caught.value.code or 0
 
 
 def test_plan_is_what_train_takes(

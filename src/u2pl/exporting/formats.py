@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +20,14 @@ from u2pl.engine.checkpoint import write_atomically
 from u2pl.engine.trained import SegmentationModel
 from u2pl.errors import UserError
 from u2pl.exporting.graph import INPUT, OUTPUTS, ExportGraph
+from u2pl.models.encoders import quiet_libraries
 
 FORMATS = ("onnx", "pt2", "safetensors", "hf")
 """What :func:`u2pl.export` writes."""
 
 OPSET = 18  # of ONNX: the first whose Resize and ReduceSum are those that torch writes
+
+_EXPORTERS = ("torch.onnx", "torch.export", "onnxscript")  # what they log is of their own insides
 
 Run = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From images [1, H, W, 3] uint8 to the mask [1, H, W] and the logits [1, C, H, W]."""
@@ -62,7 +62,7 @@ def trace(model: SegmentationModel) -> Traced:
     # neither side a multiple, nor alike: a graph that is tied to a size would be noticed below
     example = _noise(2, 2 * multiple + multiple // 2, 3 * multiple - 3)
     sides = [(1, 2 * multiple, 3 * multiple), (3, 3 * multiple + 1, 2 * multiple - 1)]
-    with quiet_exporters():
+    with quiet_libraries(*_EXPORTERS):
         try:
             shape = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC, 2: Dim.DYNAMIC}
             program = torch.export.export(graph, (example,), dynamic_shapes=(shape,), strict=False)
@@ -95,22 +95,6 @@ def _agree(program: ExportedProgram, graph: ExportGraph, images: Tensor) -> bool
     return theirs.shape == ours.shape and torch.allclose(theirs, ours, rtol=1e-3, atol=1e-3)
 
 
-@contextmanager
-def quiet_exporters() -> Iterator[None]:
-    """Keep back advice about the exporters' own insides."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
 def onnx_bytes(traced: Traced, about: dict[str, Any]) -> bytes:
     """The graph as an ONNX model, with its description in the metadata, each value as JSON.
 
@@ -119,7 +103,7 @@ def onnx_bytes(traced: Traced, about: dict[str, Any]) -> bytes:
     """
     onnx = require("onnx")
     require("onnxscript")
-    with quiet_exporters():
+    with quiet_libraries(*_EXPORTERS):
         program = torch.onnx.export(
             traced.program,
             (),
@@ -157,7 +141,7 @@ def as_text(value: Any) -> str:
 def pt2_bytes(traced: Traced, about: dict[str, Any]) -> bytes:
     """The graph as torch.export saves it, with its description as the extra file u2pl.json."""
     buffer = io.BytesIO()
-    with quiet_exporters():
+    with quiet_libraries(*_EXPORTERS):
         torch.export.save(traced.program, buffer, extra_files={"u2pl.json": json.dumps(about)})
     return buffer.getvalue()
 
@@ -200,7 +184,7 @@ def run_pt2(content: bytes) -> Run:
 
     torch's reader of such files may run pickles in them, so no file on disk is given to it.
     """
-    with quiet_exporters():
+    with quiet_libraries(*_EXPORTERS):
         module = torch.export.load(io.BytesIO(content)).module()
 
     def run(images: Tensor) -> tuple[Tensor, Tensor]:

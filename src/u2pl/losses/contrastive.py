@@ -41,10 +41,8 @@ def contrastive_loss(
     """
     dtype = torch.promote_types(anchors.dtype, torch.float32)
     with torch.autocast(anchors.device.type, enabled=False):
-        anchors = F.normalize(anchors.to(dtype), dim=-1)
-        positives = F.normalize(positives.to(dtype), dim=-1)
+        anchors, positive_logits = _against_positives(anchors, positives, dtype, temperature)
         negatives = negatives.to(dtype)
-        positive_logits = torch.einsum("cmd,cd->cm", anchors, positives) / temperature
         # products are divided by the keys' lengths, not keys: a D-th of the numbers
         lengths = negatives.norm(dim=-1).clamp_min(1e-12)
         products = torch.einsum("cmd,cmnd->cmn", anchors, negatives)
@@ -83,13 +81,20 @@ def contrastive_loss_of_drawn(
     """
     dtype = torch.promote_types(anchors.dtype, torch.float32)
     with torch.autocast(anchors.device.type, enabled=False):
-        anchors = F.normalize(anchors.to(dtype), dim=-1)
-        positives = F.normalize(positives.to(dtype), dim=-1)
-        positive_logits = torch.einsum("cmd,cd->cm", anchors, positives) / temperature
+        anchors, positive_logits = _against_positives(anchors, positives, dtype, temperature)
         losses = _LossOfDrawn.apply(  # type: ignore[no-untyped-call]
             anchors.flatten(0, 1), positive_logits.flatten(), keys, drawn.flatten(0, 1), temperature
         )
     return _mean_over_classes(losses.view_as(positive_logits), active, anchor_weights)
+
+
+def _against_positives(
+    anchors: Tensor, positives: Tensor, dtype: torch.dtype, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Anchors [C, M, D] of unit length, and their logits [C, M] with their class's positive."""
+    anchors = F.normalize(anchors.to(dtype), dim=-1)
+    positives = F.normalize(positives.to(dtype), dim=-1)
+    return anchors, torch.einsum("cmd,cd->cm", anchors, positives) / temperature
 
 
 def _mean_over_classes(losses: Tensor, active: Tensor, anchor_weights: Tensor | None) -> Tensor:

@@ -59,7 +59,8 @@ def build_encoder(
     if weights is not None:
         arguments["pretrained_cfg_overlay"] = {"state_dict": read_weights(name, weights)}
     try:
-        with quiet_libraries():
+        # timm lists the classifier's tensors, and its hub speaks of tokens
+        with quiet_libraries("timm"):
             if vit:
                 encoder: nn.Module = TimmViTEncoder(name, dynamic_img_size=True, **arguments)
             else:
@@ -79,17 +80,19 @@ def build_encoder(
 
 
 @contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Keep back advice about the hub's tokens, and timm's list of the classifier's tensors."""
-    logger = logging.getLogger("timm")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def quiet_libraries(*names: str) -> Iterator[None]:
+    """Keep back what libraries, named as their loggers, tell of their own insides."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def check_known(name: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -13,7 +12,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from u2pl.data.init.draft import Draft, Request, child, list_images, name_of, some, subfolders
+from u2pl.data.init.draft import (
+    Draft,
+    Request,
+    child,
+    list_images,
+    name_of,
+    read_json,
+    some,
+    subfolders,
+)
 from u2pl.data.init.paint import (
     Canvas,
     bare_images,
@@ -138,12 +146,7 @@ def _sections(paths: list[Path]) -> dict[str, Path]:
 
 def _read(path: Path) -> _File:
     """Read a file and check the parts of it that are used."""
-    try:
-        tree = json.loads(read_text(path))
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{path} is not a JSON file.") from None
+    tree = read_json(path)
     if not is_coco(tree):
         raise UserError(f"{path}: expected images, annotations and categories; export it as COCO.")
     try:

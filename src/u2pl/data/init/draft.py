@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any, Literal
 from u2pl.data.images import Color, MaskFormat
 from u2pl.data.sources import IMAGE_SUFFIXES
 from u2pl.errors import UserError
+from u2pl.plain_files import read_text
 
 Uncovered = Literal["background", "ignore"]
 
@@ -160,3 +162,17 @@ def some(items: Iterable[object], *, most: int = 4) -> str:
     """
     texts = [str(item) for item in items]
     return ", ".join(texts[:most]) + (", ..." if len(texts) > most else "")
+
+
+def read_json(path: Path) -> Any:
+    """Read a file of annotations.
+
+    Raises:
+        UserError: where it cannot be read, or is no JSON.
+    """
+    try:
+        return json.loads(read_text(path))
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{path} is not a JSON file.") from None

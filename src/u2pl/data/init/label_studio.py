@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
@@ -12,7 +11,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 import numpy.typing as npt
 
-from u2pl.data.init.draft import Draft, Request, list_images, name_of, some
+from u2pl.data.init.draft import Draft, Request, list_images, name_of, read_json, some
 from u2pl.data.init.paint import (
     Canvas,
     bare_images,
@@ -112,12 +111,7 @@ def _find(folder: Path) -> list[Path]:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    try:
-        tree = json.loads(read_text(path))
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{path} is not a JSON file.") from None
+    tree = read_json(path)
     if not is_label_studio(tree):
         raise UserError(
             f"{path}: expected a list of tasks with 'data' and 'annotations'; export it as JSON "
