@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,10 +14,15 @@ from torch import Tensor
 from tiny import IGNORE, NUM_CLASSES, SIZE, tiny_batch, tiny_config, tiny_state
 from u2pl.config import Config
 from u2pl.data.batch import Batch, LabeledBatch
+from u2pl.engine import pairs as pairs_module
 from u2pl.engine import step as step_module
+from u2pl.engine import targets
 from u2pl.engine.state import TrainState
-from u2pl.engine.step import PseudoLabels, training_step
+from u2pl.engine.step import training_step
+from u2pl.engine.targets import PseudoLabels
 from u2pl.losses import contrastive_loss
+from u2pl.mixing import on_grid
+from u2pl.models import upsample
 from u2pl.partition import prediction_entropy, restrict_logits_to_tags, restrict_to_tags
 
 
@@ -32,9 +38,11 @@ def run(
     return state, rows
 
 
-def spy(monkeypatch: pytest.MonkeyPatch, name: str) -> list[tuple[dict[str, Any], Any]]:
+def spy(
+    monkeypatch: pytest.MonkeyPatch, name: str, *, module: ModuleType = step_module
+) -> list[tuple[dict[str, Any], Any]]:
     """Record arguments and result of each call of one of the step's functions."""
-    original: Callable[..., Any] = getattr(step_module, name)
+    original: Callable[..., Any] = getattr(module, name)
     signature, calls = inspect.signature(original), []
 
     def recording(*args: Any, **kwargs: Any) -> Any:
@@ -42,7 +50,7 @@ def spy(monkeypatch: pytest.MonkeyPatch, name: str) -> list[tuple[dict[str, Any]
         calls.append((dict(signature.bind(*args, **kwargs).arguments), result))
         return result
 
-    monkeypatch.setattr(step_module, name, recording)
+    monkeypatch.setattr(module, name, recording)
     return calls
 
 
@@ -226,7 +234,7 @@ def test_each_mixing_keeps_images_and_targets_together(
     strong = batch.unlabeled.strong[0]
     own = (pseudo.pixels.images == strong).all(dim=1)
     other = (pseudo.pixels.images == strong.flip(0)).all(dim=1)
-    logits = step_module.upsample(arguments["view_u"].logits, SIZE)
+    logits = upsample(arguments["view_u"].logits, SIZE)
     predictions = logits.argmax(dim=1)
     if mixing == "none":
         assert own.all()
@@ -255,7 +263,7 @@ def test_entropy_and_keys_are_mixed_with_their_pixels(monkeypatch: pytest.Monkey
     own = (pseudo.pixels.images == batch.unlabeled.strong[0]).all(dim=1)
     assert not own.all()
     view = arguments["view_u"]
-    entropy = prediction_entropy(step_module.upsample(view.logits, SIZE).softmax(1))
+    entropy = prediction_entropy(upsample(view.logits, SIZE).softmax(1))
     mixed = torch.where(own, entropy, entropy.flip(0))
     assert torch.equal(pseudo.labels == IGNORE, mixed > pseudo.threshold)
     assert (mixed > pseudo.threshold).float().mean().item() == pytest.approx(0.4, abs=0.01)
@@ -332,21 +340,17 @@ def test_confident_share_weighs_the_teachers_pixels_and_no_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls = spy(monkeypatch, "pseudo_label")
-    monkeypatch.setattr(
-        step_module.partition, "confident_share", lambda *_, **__: torch.tensor(0.25)
-    )
+    monkeypatch.setattr(targets.partition, "confident_share", lambda *_, **__: torch.tensor(0.25))
     config = tiny_config(method__pixel_weighting="confident_share", **LABELED_MIX)
     run(config, steps=1)
     pseudo = calls[0][1]
     judged = pseudo.pixels.judged
-    assert (pseudo.pixel_weights[judged] == 0.25).all()
-    assert (pseudo.pixel_weights[~judged] == 1).all()
+    assert (pseudo.streams[0].pixel_weights[judged] == 0.25).all()
+    assert (pseudo.streams[0].pixel_weights[~judged] == 1).all()
 
 
 def test_confident_share_scales_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        step_module.partition, "confident_share", lambda *_, **__: torch.tensor(0.25)
-    )
+    monkeypatch.setattr(targets.partition, "confident_share", lambda *_, **__: torch.tensor(0.25))
     even, weighted = (
         run(tiny_config(method__pixel_weighting=kind), steps=1)[1][0]["loss_u"]
         for kind in ("even", "confident_share")
@@ -355,7 +359,7 @@ def test_confident_share_scales_the_loss(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_each_step_mixes_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = spy(monkeypatch, "choose_mix")
+    calls = spy(monkeypatch, "choose_mix", module=targets)
     run(tiny_config(method__mix_probability=1.0), steps=3, batch=tiny_batch())
     first, second, third = (mix.mask for _, mix in calls)
     assert not torch.equal(first, second)
@@ -495,8 +499,8 @@ def test_no_denoising_where_it_is_switched_off(monkeypatch: pytest.MonkeyPatch) 
 
 def test_pixels_are_judged_alike_one_image_at_a_time_and_all_at_once() -> None:
     logits = 3 * torch.randn(3, 5, 8, 6, generator=torch.Generator().manual_seed(0))
-    found = step_module.judge_pixels(logits, (31, 22))
-    probs = step_module.upsample(logits, (31, 22)).softmax(dim=1)
+    found = targets.judge_pixels(logits, (31, 22))
+    probs = upsample(logits, (31, 22)).softmax(dim=1)
     confidence, predictions = probs.max(dim=1)
     for one, other in zip(found, (predictions, prediction_entropy(probs), confidence), strict=True):
         assert torch.equal(one, other)
@@ -507,8 +511,8 @@ def test_tags_on_the_grid_are_tags_on_the_pixels() -> None:
     possible = torch.ones(3, 5, dtype=torch.bool)
     possible[1, 2:] = False
     restricted = restrict_logits_to_tags(logits, possible)
-    predictions, entropy, _ = step_module.judge_pixels(restricted, (31, 22))
-    plain = step_module.upsample(logits, (31, 22)).softmax(dim=1)
+    predictions, entropy, _ = targets.judge_pixels(restricted, (31, 22))
+    plain = upsample(logits, (31, 22)).softmax(dim=1)
     expected = restrict_to_tags(plain, possible)
     assert torch.equal(predictions, expected.argmax(dim=1))
     torch.testing.assert_close(entropy, prediction_entropy(expected))
@@ -522,10 +526,10 @@ def test_pairs_point_to_pixels_of_their_own_class(monkeypatch: pytest.MonkeyPatc
     for arguments, pairs in calls:
         pseudo: PseudoLabels = arguments["pseudo"]
         labels = torch.cat([batch.labeled.labels, pseudo.labels])
-        on_grid = step_module.on_grid(labels, (8, 8)).flatten()
+        cells = on_grid(labels, (8, 8)).flatten()
         for class_id in range(NUM_CLASSES):
             if pairs.active[class_id]:
-                assert (on_grid[pairs.anchors[class_id]] == class_id).all()
+                assert (cells[pairs.anchors[class_id]] == class_id).all()
         assert pairs.anchors.shape == (NUM_CLASSES, 8)
         assert pairs.negatives.shape == (NUM_CLASSES, 8, 5)
 
@@ -586,14 +590,15 @@ def test_entropy_threshold_is_that_of_the_teachers_prediction(
     calls = spy(monkeypatch, "pseudo_label")
     config = tiny_config(method__mixing="none", method__denoise_temperature=None)
     _, rows = run(config, steps=1)
-    probs = step_module.upsample(calls[0][0]["view_u"].logits, SIZE).softmax(1)
+    probs = upsample(calls[0][0]["view_u"].logits, SIZE).softmax(1)
     expected = prediction_entropy(probs).flatten().quantile(0.8)
     assert rows[0]["entropy_threshold"] == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("word", [".item()", ".cpu()", ".tolist()", ".numpy()", "nonzero"])
 def test_step_never_waits_for_the_device(word: str) -> None:
-    assert word not in inspect.getsource(step_module)
+    for module in (step_module, targets, pairs_module):
+        assert word not in inspect.getsource(module)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
