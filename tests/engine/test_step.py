@@ -623,3 +623,120 @@ def test_weight_of_pseudo_labels_rises_from_the_first_semi_supervised_step_on() 
         weights.append([row["unsupervised_weight"].item() for row in rows[1:]])
     assert weights[0][0] == pytest.approx(weights[1][0] / 4)
     assert weights[0][1] < weights[1][1]
+
+
+# ablations
+
+
+def test_partition_stays_where_it_is_told_to() -> None:
+    _, rows = run(tiny_config(method__adaptive_partition=False, train__steps=3), steps=3)
+    assert [row["unreliable_fraction"] for row in rows] == pytest.approx([0.2, 0.2, 0.2])
+
+
+@pytest.mark.parametrize("source", ["unreliable", "reliable", "all"])
+def test_negatives_of_unlabelled_images_come_from_the_asked_pixels(
+    source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks = spy(monkeypatch, "contrast_masks", module=pairs_module)
+    config = tiny_config(
+        method__negatives_from=source,
+        method__initial_unreliable_fraction=0.4,
+        method__labeled_negatives=False,
+    )
+    run(config, steps=1)
+    (arguments, (_, negative, _)) = masks[0]
+    pseudo: PseudoLabels = arguments["pseudo"]
+    unreliable = (pseudo.pixels.entropy > pseudo.threshold)[:, 2::4, 2::4]
+    asked = {"unreliable": unreliable, "reliable": ~unreliable, "all": unreliable | True}[source]
+    found = negative.any(dim=1)
+    assert not found[:2].any()  # of the labelled images
+    assert torch.equal(found[2:], asked)
+
+
+def test_labels_pasted_onto_an_image_are_no_reliable_pixels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = spy(monkeypatch, "pseudo_label")
+    run(tiny_config(method__negatives_from="all", **LABELED_MIX), steps=1)
+    pseudo = calls[0][1]
+    assert torch.equal(pseudo.undecided, pseudo.pixels.judged[:, 2::4, 2::4])
+    assert not pseudo.undecided.all()
+
+
+def test_queues_that_keep_nothing_hold_the_keys_of_one_step() -> None:
+    kept, _ = run(tiny_config(), steps=3)
+    fresh, _ = run(tiny_config(method__keep_keys=False), steps=3)
+    assert kept.queues.num_keys.max() > 8
+    assert 0 < fresh.queues.num_keys.max() <= 8
+
+
+def test_soft_pseudo_labels_are_the_teachers_probabilities(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = spy(monkeypatch, "pseudo_label")
+    settings = {"method__mix_probability": 1.0, "method__denoise_temperature": None}
+    config = tiny_config(method__soft_pseudo_labels=True, **settings)
+    batch = tiny_batch()
+    assert batch.unlabeled is not None
+    _, soft = run(config, steps=1, batch=batch)
+    arguments, pseudo = calls[0]
+    stream = pseudo.streams[0]
+    probs = upsample(arguments["view_u"].logits, SIZE).softmax(1)
+    own = (stream.images == batch.unlabeled.strong[0]).all(dim=1, keepdim=True)
+    torch.testing.assert_close(stream.soft, torch.where(own, probs, probs.flip(0)))
+    _, hard = run(tiny_config(**settings), steps=1)
+    assert soft[0]["loss_u"] != pytest.approx(hard[0]["loss_u"], rel=1e-3)
+
+
+def test_soft_pseudo_labels_of_pasted_objects_are_their_labels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = spy(monkeypatch, "pseudo_label")
+    run(tiny_config(method__soft_pseudo_labels=True, **LABELED_MIX), steps=1)
+    pseudo = calls[0][1]
+    pasted = ~pseudo.pixels.judged
+    soft = pseudo.streams[0].soft.movedim(1, -1)[pasted]
+    assert torch.equal(soft.argmax(dim=1), pseudo.labels[pasted])
+    assert (soft.amax(dim=1) == 1).all()
+
+
+def test_confident_pixels_may_take_the_place_of_reliable_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = spy(monkeypatch, "pseudo_label")
+    run(tiny_config(method__pseudo_threshold=1.0), steps=1)
+    pseudo = calls[0][1]
+    assert (pseudo.labels == IGNORE).all()
+    assert pseudo.unreliable.any()  # contrast goes on with the pixels above the threshold
+
+
+def test_more_strong_views_leave_the_first_ones_contrast_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The draws for the first view, and for its pairs' pixels, come before all others."""
+    calls = spy(monkeypatch, "pseudo_label")
+    batch = tiny_batch()
+    assert batch.unlabeled is not None
+    strong = batch.unlabeled.strong[0]
+    for views in (1, 2):
+        both = with_unlabeled(batch, strong=(strong, 0.5 * strong)[:views])
+        run(tiny_config(method__strong_views=views), steps=1, batch=both)
+    first, second = (call[1] for call in calls)
+    assert [len(pseudo.streams) for pseudo in (first, second)] == [1, 2]
+    assert torch.equal(first.labels, second.labels)
+    assert torch.equal(first.pixels.features, second.pixels.features)
+    assert first.streams[0].weight == first.weight
+    assert second.streams[0].weight == second.weight / 2
+
+
+@pytest.mark.parametrize("kind", ["stream", "complementary"])
+def test_dropped_channels_go_with_separate_statistics(kind: str) -> None:
+    config = tiny_config(
+        method__feature_dropout=kind, method__strong_views=2, train__separate_statistics=True
+    )
+    batch = tiny_batch()
+    assert batch.unlabeled is not None
+    batch = with_unlabeled(batch, strong=batch.unlabeled.strong * 2)
+    _, rows = run(config, batch=batch)
+    assert rows[-1]["loss_u"] > 0
+    assert rows[-1]["loss_c"] > 0
