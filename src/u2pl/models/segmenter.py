@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import torch
 from segmentation_models_pytorch.decoders.deeplabv3.decoder import ASPPPooling, DeepLabV3PlusDecoder
-from segmentation_models_pytorch.decoders.dpt.decoder import DPTDecoder
 from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
 from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 
 from u2pl.config import ModelSettings
 from u2pl.errors import UserError
+from u2pl.models.dpt import DPT
 from u2pl.models.encoders import build_encoder, normalization, patch_size
 from u2pl.models.small import conv_block
 
@@ -80,9 +80,6 @@ class Segmenter(nn.Module):
         normalized = F.pad((images - self.mean) / self.std, (0, pad[0], 0, pad[1]))
         encoded = self.encoder(normalized)
         decoded = self.decoder(*encoded) if isinstance(encoded, tuple) else self.decoder(encoded)
-        padded = (normalized.shape[-2] // STRIDE, normalized.shape[-1] // STRIDE)
-        if decoded.shape[-2:] != padded:
-            decoded = F.interpolate(decoded, size=padded, mode="bilinear", align_corners=False)
         grid = decoded[..., : -(-height // STRIDE), : -(-width // STRIDE)]
         logits = self.segmentation_head(grid)
         if not with_features:
@@ -145,7 +142,9 @@ def build_decoder(encoder: nn.Module, settings: ModelSettings) -> tuple[nn.Modul
     if settings.decoder == "deeplabv3plus":
         return deeplabv3plus(channels, settings), settings.output_stride
     if settings.decoder == "dpt":
-        return dpt(encoder, channels, settings), 2 * patch_size(encoder)
+        patch, tokens = patch_size(encoder), bool(encoder.has_prefix_tokens)
+        width = settings.decoder_channels
+        return DPT(channels, patch=patch, width=width, has_prefix_tokens=tokens), patch
     if settings.encoder == "small" or settings.output_stride != 32:
         raise UserError(
             f"The {settings.decoder} decoder needs five encoder stages and model.output_stride=32; "
@@ -191,24 +190,5 @@ def fpn(channels: list[int], settings: ModelSettings) -> nn.Module:
         pyramid_channels=width,
         segmentation_channels=width,
         dropout=settings.dropout,
-    )
-    return decoder
-
-
-def dpt(encoder: nn.Module, channels: list[int], settings: ModelSettings) -> nn.Module:
-    """Blocks of a plain vision transformer, put together at four scales."""
-    patch, width = patch_size(encoder), settings.decoder_channels
-    if patch != 16:
-        raise UserError(
-            f"The DPT decoder takes vision transformers with patches of 16 pixels, "
-            f"'{settings.encoder}' has {patch}."
-        )
-    decoder: nn.Module = DPTDecoder(
-        encoder_out_channels=channels,
-        encoder_output_strides=encoder.output_strides,
-        encoder_has_prefix_tokens=encoder.has_prefix_tokens,
-        readout="cat" if encoder.has_prefix_tokens else "ignore",
-        intermediate_channels=[width] * len(channels),
-        fusion_channels=width,
     )
     return decoder
