@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 
 from u2pl.cli import app
 from u2pl.config import all_keys
-from u2pl.recipes import RECIPES
+from u2pl.recipes import METHODS, RECIPES
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -75,3 +76,14 @@ def test_commands_that_prove_a_promise_name_tests_that_are_there() -> None:
 
 def python_files(place: Path) -> list[Path]:
     return sorted(place.rglob("*.py")) if place.is_dir() else [place]
+
+
+def test_methods_of_the_settings_page_are_those_there_are() -> None:
+    page = (ROOT / "docs/reference/settings.md").read_text()
+    section = page.split("## Methods")[1].split("\n## ")[0]
+    rows = dict(re.findall(r"^\| `([\w-]+)` \|(.*)\|$", section, re.MULTILINE))
+    assert set(rows) == set(METHODS)
+    for name, row in rows.items():
+        for key, shown in re.findall(r"`(\w+)=([\w.]+)`", row):
+            value = METHODS[name][f"method.{key}"]
+            assert yaml.safe_load(shown) == value

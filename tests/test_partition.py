@@ -373,3 +373,23 @@ def test_tags_that_say_nothing_change_no_logit(possible: bool) -> None:
     logits = Case(7, 4, 0).logits()
     tags = torch.full((4, 7), possible)
     assert torch.equal(partition.restrict_logits_to_tags(logits, tags), logits)
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 1.0])
+@on_random_cases
+def test_confident_pseudo_labels_equal_the_reference(case: Case, threshold: float) -> None:
+    probs, valid = case.probs(), case.valid()
+    confidence, predictions = probs.max(dim=1)
+    labels = partition.confident_pseudo_labels(
+        predictions, confidence, valid, threshold=threshold, ignore_index=IGNORE
+    )
+    expected = reference.confident_pseudo_labels(probs.tolist(), valid.tolist(), threshold, IGNORE)
+    assert labels.tolist() == expected
+
+
+def test_pixel_at_the_confidence_threshold_keeps_its_label() -> None:
+    ones, valid = torch.ones(1, 1, 2), torch.tensor([[[True, False]]])
+    labels = partition.confident_pseudo_labels(
+        ones.long(), ones, valid, threshold=1.0, ignore_index=IGNORE
+    )
+    assert labels.tolist() == [[[1, IGNORE]]]

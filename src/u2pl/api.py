@@ -27,7 +27,7 @@ from u2pl.engine.trained import ModelCard, SegmentationModel, load_model
 from u2pl.engine.world import ALONE, World, joined
 from u2pl.errors import UserError
 from u2pl.exporting import export_run
-from u2pl.recipes import SETTINGS, get_recipe
+from u2pl.recipes import SETTINGS, get_method, get_recipe
 from u2pl.report import compare_records, read_record, write_comparison, write_report
 from u2pl.weak import make_seeds, with_background
 
@@ -38,21 +38,24 @@ def make_config(
     recipe: str = "default",
     *,
     setting: str | None = None,
+    method: str | None = None,
     seed: int | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Config:
-    """A recipe with a setting, a seed and single numbers changed.
+    """A recipe with a setting, a method, a seed and single numbers changed.
 
     Args:
         recipe: a recipe's name, or a path to a YAML file of settings.
         setting: ``semi``; ``adapt``, where labelled and unlabelled images are of two domains;
             ``weak``, which first makes seed masks from image tags; or
             ``supervised``, which leaves the unlabelled images out. None keeps the recipe's.
+        method: a name of :data:`u2pl.recipes.METHODS`, such as ``unimatch``, to compare with in
+            the same step; None keeps the recipe's.
         seed: of every random draw; None keeps the recipe's.
         overrides: by dotted key, such as ``{"train.steps": 2000}``; they win over the rest.
 
     Raises:
-        UserError: for an unknown recipe, setting or key, or a value out of range.
+        UserError: for an unknown recipe, setting, method or key, or a value out of range.
     """
     is_file = recipe.endswith((".yaml", ".yml"))
     config = load_config(Path(recipe)) if is_file else get_recipe(recipe)
@@ -68,6 +71,14 @@ def make_config(
     # what a file says of itself stands, but a supervised run never sees unlabelled images
     if setting != config.setting or setting == "supervised":
         changes |= SETTINGS[setting]
+    if method is not None:
+        if setting == "supervised":
+            raise UserError(
+                f"A supervised run has no use for the method '{method}'; leave --method out, or "
+                "choose another setting.",
+                exit_code=2,
+            )
+        changes |= get_method(method)
     if seed is not None:
         changes["train.seed"] = seed
     return config.with_overrides(changes | dict(overrides or {}))
@@ -79,6 +90,7 @@ def train(
     recipe: str = "default",
     out: str | Path,
     setting: str | None = None,
+    method: str | None = None,
     seed: int | None = None,
     overrides: Mapping[str, Any] | None = None,
     resume: bool = False,
@@ -94,6 +106,7 @@ def train(
         recipe: see :func:`make_config`.
         out: the run folder; it must not hold a run yet, unless ``resume``.
         setting: see :func:`make_config`.
+        method: see :func:`make_config`.
         seed: see :func:`make_config`.
         overrides: see :func:`make_config`.
         resume: go on from the run's last checkpoint with the run's own settings; of
@@ -114,7 +127,7 @@ def train(
     if resume:
         config = resumed_config(folder, overrides or {})
     else:
-        config = make_config(recipe, setting=setting, seed=seed, overrides=overrides)
+        config = make_config(recipe, setting=setting, method=method, seed=seed, overrides=overrides)
     is_weak = config.setting == "weak"
     data = load_dataset(dataset, require=("unlabeled" if is_weak else "labeled", "val"))
     check_against_data(config, data)

@@ -131,6 +131,26 @@ class MethodSettings(Settings):
     """λ_c of Eq. 1 [P: 0.1]. 0 switches contrast, queues and prototypes off."""
     initial_unreliable_fraction: float = Field(0.2, ge=0, lt=1)
     """α_0 of Eq. 7 [P]: the share of pixels held unreliable at first."""
+    adaptive_partition: bool = True
+    """α_t falls to 0 over the run, Eq. 7 [P]; False keeps it at α_0, an ablation."""
+    pseudo_threshold: float | None = Field(None, gt=0, le=1)
+    """A pixel has a pseudo-label where its class has at least this probability, instead of Eq. 6
+    [R: FixMatch 0.95]; the pixels above γ_t give negatives all the same. None is Eq. 6."""
+    unsupervised_scaling: Literal["inverse_share", "even", "share"] = "inverse_share"
+    """λ_u from the share of pixels with a pseudo-label: its inverse, Eq. 8 [P]; 1; or the share
+    itself [R: FixMatch], which makes L_u a mean over all valid pixels."""
+    soft_pseudo_labels: bool = False
+    """Where a pixel has a pseudo-label, the student is taught the teacher's probabilities instead
+    of their largest, an ablation."""
+    strong_views: int = Field(1, ge=1, le=4)
+    """Strong views of each unlabelled image, each mixed by its own draw, that L_u is the mean of
+    [R: UniMatch 2]; contrast is on the first."""
+    feature_dropout: Literal["none", "stream", "complementary"] = "none"
+    """Channel dropout behind the encoder: ``stream`` on the weak view, as half of L_u
+    [R: UniMatch]; ``complementary`` on two strong views, each with the channels that the other
+    lacks [R: UniMatch V2]."""
+    feature_dropout_rate: float = Field(0.5, gt=0, lt=1)
+    """Share of the channels that ``feature_dropout`` leaves out [R: UniMatch]."""
     anchor_threshold: float = Field(0.3, ge=0, lt=1)
     """δ_p of Eq. 9-11 [P]."""
     low_rank: int | None = Field(None, ge=1)
@@ -155,6 +175,12 @@ class MethodSettings(Settings):
     from 72 classes on with the other defaults [R]."""
     keys_per_step: int = Field(1024, ge=1)
     """At most so many keys are pushed a class and step [R]."""
+    keep_keys: bool = True
+    """Queues hold the keys of earlier steps [P]; False empties them in each step, an ablation."""
+    negatives_from: Literal["unreliable", "reliable", "all"] = "unreliable"
+    """Pixels of unlabelled images that give negatives: Eq. 15 [P], or its ablations."""
+    labeled_negatives: bool = True
+    """Labelled images give negatives too, Eq. 14 [P]."""
     prototype_momentum: float = Field(0.999, ge=0, lt=1)
     """Upper bound of m in the momentum prototypes [R]; 0 is Eq. 12 as U2PL has it."""
     denoise_temperature: float | None = Field(0.5, gt=0)
@@ -173,6 +199,15 @@ class MethodSettings(Settings):
     pixel_weighting: Literal["even", "confident_share"] = "even"
     """``confident_share`` weighs the teacher's pixels by how often it is confident, and pasted
     labels by 1 [R: DACS]."""
+
+    @model_validator(mode="after")
+    def _check(self) -> MethodSettings:
+        if self.feature_dropout == "complementary" and self.strong_views != 2:
+            raise ValueError(
+                "feature_dropout=complementary needs two views that complete each other, but "
+                f"strong_views is {self.strong_views}; set method.strong_views=2"
+            )
+        return self
 
 
 class OptimizerSettings(Settings):

@@ -177,6 +177,30 @@ def pseudo_labels(
     return torch.where(reliable, predictions, torch.full_like(predictions, ignore_index))
 
 
+def confident_pseudo_labels(
+    predictions: Tensor,
+    confidence: Tensor,
+    valid: Tensor,
+    *,
+    threshold: float,
+    ignore_index: int,
+) -> Tensor:
+    """The likeliest class where it is likely enough, in place of Eq. 6 [R: FixMatch].
+
+    Args:
+        predictions: [B, H, W] int64, argmax over the classes of the teacher's probabilities.
+        confidence: [B, H, W] in [0, 1], the probability of that class.
+        valid: [B, H, W] bool.
+        threshold: a pixel at the threshold is kept [FixMatch: 0.95].
+        ignore_index: what a pixel without a label carries.
+
+    Returns:
+        [B, H, W] int64.
+    """
+    kept = valid & (confidence >= threshold)
+    return torch.where(kept, predictions, torch.full_like(predictions, ignore_index))
+
+
 def confident_share(
     probs: Tensor,
     valid: Tensor,

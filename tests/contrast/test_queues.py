@@ -221,3 +221,14 @@ def test_saved_queues_continue_identically(dtype: torch.dtype) -> None:
     assert torch.equal(*samples)
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name
+
+
+def test_cleared_queues_are_empty_and_take_new_keys() -> None:
+    queues = NegativeQueues([3, 3], feature_size=2)
+    mask = torch.tensor([[True, True], [False, True]])
+    queues.push(torch.ones(2, 2), mask)
+    queues.clear()
+    assert not queues.num_keys.any()
+    queues.push(2 * torch.ones(2, 2), mask)
+    assert queues.num_keys.tolist() == [2, 1]
+    assert (queues.keys[:2] == 2).all()

@@ -22,6 +22,7 @@ from u2pl.engine.evaluate import class_iou
 from u2pl.engine.run_folder import RunFolder, read_metrics
 from u2pl.engine.state import TrainState
 from u2pl.engine.step import training_step
+from u2pl.models import upsample
 
 
 def freeze_batchnorm(state: TrainState) -> None:
@@ -112,7 +113,7 @@ def test_pseudo_label_is_the_argmax_of_what_the_entropy_is_of(
     assert batch.unlabeled is not None
     with torch.no_grad():
         logits = state.teacher(torch.cat([batch.labeled.images, batch.unlabeled.weak])).logits
-    probs = step_module.upsample(logits[2:], SIZE).softmax(dim=1)
+    probs = upsample(logits[2:], SIZE).softmax(dim=1)
     entropy = -(probs * probs.log()).sum(dim=1)
     kept: list[Tensor] = []
     original = step_module.pseudo_label

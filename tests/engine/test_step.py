@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,10 +14,15 @@ from torch import Tensor
 from tiny import IGNORE, NUM_CLASSES, SIZE, tiny_batch, tiny_config, tiny_state
 from u2pl.config import Config
 from u2pl.data.batch import Batch, LabeledBatch
+from u2pl.engine import pairs as pairs_module
 from u2pl.engine import step as step_module
+from u2pl.engine import targets
 from u2pl.engine.state import TrainState
-from u2pl.engine.step import PseudoLabels, training_step
+from u2pl.engine.step import training_step
+from u2pl.engine.targets import PseudoLabels
 from u2pl.losses import contrastive_loss
+from u2pl.mixing import on_grid
+from u2pl.models import upsample
 from u2pl.partition import prediction_entropy, restrict_logits_to_tags, restrict_to_tags
 
 
@@ -32,9 +38,11 @@ def run(
     return state, rows
 
 
-def spy(monkeypatch: pytest.MonkeyPatch, name: str) -> list[tuple[dict[str, Any], Any]]:
+def spy(
+    monkeypatch: pytest.MonkeyPatch, name: str, *, module: ModuleType = step_module
+) -> list[tuple[dict[str, Any], Any]]:
     """Record arguments and result of each call of one of the step's functions."""
-    original: Callable[..., Any] = getattr(step_module, name)
+    original: Callable[..., Any] = getattr(module, name)
     signature, calls = inspect.signature(original), []
 
     def recording(*args: Any, **kwargs: Any) -> Any:
@@ -42,7 +50,7 @@ def spy(monkeypatch: pytest.MonkeyPatch, name: str) -> list[tuple[dict[str, Any]
         calls.append((dict(signature.bind(*args, **kwargs).arguments), result))
         return result
 
-    monkeypatch.setattr(step_module, name, recording)
+    monkeypatch.setattr(module, name, recording)
     return calls
 
 
@@ -226,7 +234,7 @@ def test_each_mixing_keeps_images_and_targets_together(
     strong = batch.unlabeled.strong[0]
     own = (pseudo.pixels.images == strong).all(dim=1)
     other = (pseudo.pixels.images == strong.flip(0)).all(dim=1)
-    logits = step_module.upsample(arguments["view_u"].logits, SIZE)
+    logits = upsample(arguments["view_u"].logits, SIZE)
     predictions = logits.argmax(dim=1)
     if mixing == "none":
         assert own.all()
@@ -255,7 +263,7 @@ def test_entropy_and_keys_are_mixed_with_their_pixels(monkeypatch: pytest.Monkey
     own = (pseudo.pixels.images == batch.unlabeled.strong[0]).all(dim=1)
     assert not own.all()
     view = arguments["view_u"]
-    entropy = prediction_entropy(step_module.upsample(view.logits, SIZE).softmax(1))
+    entropy = prediction_entropy(upsample(view.logits, SIZE).softmax(1))
     mixed = torch.where(own, entropy, entropy.flip(0))
     assert torch.equal(pseudo.labels == IGNORE, mixed > pseudo.threshold)
     assert (mixed > pseudo.threshold).float().mean().item() == pytest.approx(0.4, abs=0.01)
@@ -332,21 +340,17 @@ def test_confident_share_weighs_the_teachers_pixels_and_no_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls = spy(monkeypatch, "pseudo_label")
-    monkeypatch.setattr(
-        step_module.partition, "confident_share", lambda *_, **__: torch.tensor(0.25)
-    )
+    monkeypatch.setattr(targets.partition, "confident_share", lambda *_, **__: torch.tensor(0.25))
     config = tiny_config(method__pixel_weighting="confident_share", **LABELED_MIX)
     run(config, steps=1)
     pseudo = calls[0][1]
     judged = pseudo.pixels.judged
-    assert (pseudo.pixel_weights[judged] == 0.25).all()
-    assert (pseudo.pixel_weights[~judged] == 1).all()
+    assert (pseudo.streams[0].pixel_weights[judged] == 0.25).all()
+    assert (pseudo.streams[0].pixel_weights[~judged] == 1).all()
 
 
 def test_confident_share_scales_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        step_module.partition, "confident_share", lambda *_, **__: torch.tensor(0.25)
-    )
+    monkeypatch.setattr(targets.partition, "confident_share", lambda *_, **__: torch.tensor(0.25))
     even, weighted = (
         run(tiny_config(method__pixel_weighting=kind), steps=1)[1][0]["loss_u"]
         for kind in ("even", "confident_share")
@@ -355,7 +359,7 @@ def test_confident_share_scales_the_loss(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_each_step_mixes_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = spy(monkeypatch, "choose_mix")
+    calls = spy(monkeypatch, "choose_mix", module=targets)
     run(tiny_config(method__mix_probability=1.0), steps=3, batch=tiny_batch())
     first, second, third = (mix.mask for _, mix in calls)
     assert not torch.equal(first, second)
@@ -495,8 +499,8 @@ def test_no_denoising_where_it_is_switched_off(monkeypatch: pytest.MonkeyPatch) 
 
 def test_pixels_are_judged_alike_one_image_at_a_time_and_all_at_once() -> None:
     logits = 3 * torch.randn(3, 5, 8, 6, generator=torch.Generator().manual_seed(0))
-    found = step_module.judge_pixels(logits, (31, 22))
-    probs = step_module.upsample(logits, (31, 22)).softmax(dim=1)
+    found = targets.judge_pixels(logits, (31, 22))
+    probs = upsample(logits, (31, 22)).softmax(dim=1)
     confidence, predictions = probs.max(dim=1)
     for one, other in zip(found, (predictions, prediction_entropy(probs), confidence), strict=True):
         assert torch.equal(one, other)
@@ -507,8 +511,8 @@ def test_tags_on_the_grid_are_tags_on_the_pixels() -> None:
     possible = torch.ones(3, 5, dtype=torch.bool)
     possible[1, 2:] = False
     restricted = restrict_logits_to_tags(logits, possible)
-    predictions, entropy, _ = step_module.judge_pixels(restricted, (31, 22))
-    plain = step_module.upsample(logits, (31, 22)).softmax(dim=1)
+    predictions, entropy, _ = targets.judge_pixels(restricted, (31, 22))
+    plain = upsample(logits, (31, 22)).softmax(dim=1)
     expected = restrict_to_tags(plain, possible)
     assert torch.equal(predictions, expected.argmax(dim=1))
     torch.testing.assert_close(entropy, prediction_entropy(expected))
@@ -522,10 +526,10 @@ def test_pairs_point_to_pixels_of_their_own_class(monkeypatch: pytest.MonkeyPatc
     for arguments, pairs in calls:
         pseudo: PseudoLabels = arguments["pseudo"]
         labels = torch.cat([batch.labeled.labels, pseudo.labels])
-        on_grid = step_module.on_grid(labels, (8, 8)).flatten()
+        cells = on_grid(labels, (8, 8)).flatten()
         for class_id in range(NUM_CLASSES):
             if pairs.active[class_id]:
-                assert (on_grid[pairs.anchors[class_id]] == class_id).all()
+                assert (cells[pairs.anchors[class_id]] == class_id).all()
         assert pairs.anchors.shape == (NUM_CLASSES, 8)
         assert pairs.negatives.shape == (NUM_CLASSES, 8, 5)
 
@@ -586,14 +590,15 @@ def test_entropy_threshold_is_that_of_the_teachers_prediction(
     calls = spy(monkeypatch, "pseudo_label")
     config = tiny_config(method__mixing="none", method__denoise_temperature=None)
     _, rows = run(config, steps=1)
-    probs = step_module.upsample(calls[0][0]["view_u"].logits, SIZE).softmax(1)
+    probs = upsample(calls[0][0]["view_u"].logits, SIZE).softmax(1)
     expected = prediction_entropy(probs).flatten().quantile(0.8)
     assert rows[0]["entropy_threshold"] == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("word", [".item()", ".cpu()", ".tolist()", ".numpy()", "nonzero"])
 def test_step_never_waits_for_the_device(word: str) -> None:
-    assert word not in inspect.getsource(step_module)
+    for module in (step_module, targets, pairs_module):
+        assert word not in inspect.getsource(module)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
@@ -618,3 +623,120 @@ def test_weight_of_pseudo_labels_rises_from_the_first_semi_supervised_step_on() 
         weights.append([row["unsupervised_weight"].item() for row in rows[1:]])
     assert weights[0][0] == pytest.approx(weights[1][0] / 4)
     assert weights[0][1] < weights[1][1]
+
+
+# ablations
+
+
+def test_partition_stays_where_it_is_told_to() -> None:
+    _, rows = run(tiny_config(method__adaptive_partition=False, train__steps=3), steps=3)
+    assert [row["unreliable_fraction"] for row in rows] == pytest.approx([0.2, 0.2, 0.2])
+
+
+@pytest.mark.parametrize("source", ["unreliable", "reliable", "all"])
+def test_negatives_of_unlabelled_images_come_from_the_asked_pixels(
+    source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks = spy(monkeypatch, "contrast_masks", module=pairs_module)
+    config = tiny_config(
+        method__negatives_from=source,
+        method__initial_unreliable_fraction=0.4,
+        method__labeled_negatives=False,
+    )
+    run(config, steps=1)
+    (arguments, (_, negative, _)) = masks[0]
+    pseudo: PseudoLabels = arguments["pseudo"]
+    unreliable = (pseudo.pixels.entropy > pseudo.threshold)[:, 2::4, 2::4]
+    asked = {"unreliable": unreliable, "reliable": ~unreliable, "all": unreliable | True}[source]
+    found = negative.any(dim=1)
+    assert not found[:2].any()  # of the labelled images
+    assert torch.equal(found[2:], asked)
+
+
+def test_labels_pasted_onto_an_image_are_no_reliable_pixels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = spy(monkeypatch, "pseudo_label")
+    run(tiny_config(method__negatives_from="all", **LABELED_MIX), steps=1)
+    pseudo = calls[0][1]
+    assert torch.equal(pseudo.undecided, pseudo.pixels.judged[:, 2::4, 2::4])
+    assert not pseudo.undecided.all()
+
+
+def test_queues_that_keep_nothing_hold_the_keys_of_one_step() -> None:
+    kept, _ = run(tiny_config(), steps=3)
+    fresh, _ = run(tiny_config(method__keep_keys=False), steps=3)
+    assert kept.queues.num_keys.max() > 8
+    assert 0 < fresh.queues.num_keys.max() <= 8
+
+
+def test_soft_pseudo_labels_are_the_teachers_probabilities(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = spy(monkeypatch, "pseudo_label")
+    settings = {"method__mix_probability": 1.0, "method__denoise_temperature": None}
+    config = tiny_config(method__soft_pseudo_labels=True, **settings)
+    batch = tiny_batch()
+    assert batch.unlabeled is not None
+    _, soft = run(config, steps=1, batch=batch)
+    arguments, pseudo = calls[0]
+    stream = pseudo.streams[0]
+    probs = upsample(arguments["view_u"].logits, SIZE).softmax(1)
+    own = (stream.images == batch.unlabeled.strong[0]).all(dim=1, keepdim=True)
+    torch.testing.assert_close(stream.soft, torch.where(own, probs, probs.flip(0)))
+    _, hard = run(tiny_config(**settings), steps=1)
+    assert soft[0]["loss_u"] != pytest.approx(hard[0]["loss_u"], rel=1e-3)
+
+
+def test_soft_pseudo_labels_of_pasted_objects_are_their_labels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = spy(monkeypatch, "pseudo_label")
+    run(tiny_config(method__soft_pseudo_labels=True, **LABELED_MIX), steps=1)
+    pseudo = calls[0][1]
+    pasted = ~pseudo.pixels.judged
+    soft = pseudo.streams[0].soft.movedim(1, -1)[pasted]
+    assert torch.equal(soft.argmax(dim=1), pseudo.labels[pasted])
+    assert (soft.amax(dim=1) == 1).all()
+
+
+def test_confident_pixels_may_take_the_place_of_reliable_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = spy(monkeypatch, "pseudo_label")
+    run(tiny_config(method__pseudo_threshold=1.0), steps=1)
+    pseudo = calls[0][1]
+    assert (pseudo.labels == IGNORE).all()
+    assert pseudo.unreliable.any()  # contrast goes on with the pixels above the threshold
+
+
+def test_more_strong_views_leave_the_first_ones_contrast_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The draws for the first view, and for its pairs' pixels, come before all others."""
+    calls = spy(monkeypatch, "pseudo_label")
+    batch = tiny_batch()
+    assert batch.unlabeled is not None
+    strong = batch.unlabeled.strong[0]
+    for views in (1, 2):
+        both = with_unlabeled(batch, strong=(strong, 0.5 * strong)[:views])
+        run(tiny_config(method__strong_views=views), steps=1, batch=both)
+    first, second = (call[1] for call in calls)
+    assert [len(pseudo.streams) for pseudo in (first, second)] == [1, 2]
+    assert torch.equal(first.labels, second.labels)
+    assert torch.equal(first.pixels.features, second.pixels.features)
+    assert first.streams[0].weight == first.weight
+    assert second.streams[0].weight == second.weight / 2
+
+
+@pytest.mark.parametrize("kind", ["stream", "complementary"])
+def test_dropped_channels_go_with_separate_statistics(kind: str) -> None:
+    config = tiny_config(
+        method__feature_dropout=kind, method__strong_views=2, train__separate_statistics=True
+    )
+    batch = tiny_batch()
+    assert batch.unlabeled is not None
+    batch = with_unlabeled(batch, strong=batch.unlabeled.strong * 2)
+    _, rows = run(config, batch=batch)
+    assert rows[-1]["loss_u"] > 0
+    assert rows[-1]["loss_c"] > 0

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
+from torch.nn import functional
 
 import reference.losses as reference
 from reference.cases import IGNORE, Case, on_random_cases
@@ -11,6 +13,7 @@ from u2pl.losses import (
     cross_entropy,
     ramp_up,
     reverse_cross_entropy,
+    soft_symmetric_cross_entropy,
     symmetric_cross_entropy,
     unsupervised_weight,
 )
@@ -183,3 +186,82 @@ def test_ramp_rises_in_a_line_and_stays() -> None:
 
 def test_no_ramp_is_all_of_the_weight_from_the_first_step() -> None:
     assert [ramp_up(step, 0) for step in (0, 1, 100)] == [1.0, 1.0, 1.0]
+
+
+# what others have in place of Eq. 8
+
+
+@pytest.mark.parametrize(
+    ("scaling", "expected"), [("inverse_share", 2.5), ("even", 2.0), ("share", 1.6)]
+)
+def test_weight_by_the_share_of_kept_pixels(
+    scaling: Literal["inverse_share", "even", "share"], expected: float
+) -> None:
+    weight = unsupervised_weight(torch.tensor(100), torch.tensor(80), eta=2.0, scaling=scaling)
+    assert weight.item() == pytest.approx(expected)
+    for num_valid in (0, 100):
+        nothing = torch.tensor(num_valid), torch.tensor(0)
+        assert unsupervised_weight(*nothing, scaling=scaling).item() == 0
+
+
+def test_weights_of_several_streams_are_those_of_each() -> None:
+    valid, kept = torch.tensor([100, 50, 10]), torch.tensor([80, 50, 0])
+    weights = unsupervised_weight(valid, kept)
+    torch.testing.assert_close(weights, torch.tensor([1.25, 1.0, 0.0]))
+
+
+# soft pseudo-labels
+
+
+@pytest.mark.parametrize("reverse_weight", [0.0, 0.1])
+@on_random_cases
+def test_soft_labels_of_one_class_are_hard_ones(case: Case, reverse_weight: float) -> None:
+    logits, labels = case.logits(), case.labels()
+    kept = labels != IGNORE
+    targets = functional.one_hot(labels.masked_fill(~kept, 0), case.num_classes)
+    soft = soft_symmetric_cross_entropy(
+        logits, targets.movedim(-1, 1).float(), kept, reverse_weight=reverse_weight
+    )
+    hard = symmetric_cross_entropy(
+        logits, labels, ignore_index=IGNORE, reverse_weight=reverse_weight
+    )
+    torch.testing.assert_close(soft, hard)
+
+
+@on_random_cases
+def test_soft_loss_equals_the_reference(case: Case) -> None:
+    logits, kept = case.logits(), case.valid()
+    targets = case.logits().flip(0).roll(1, dims=-1).softmax(dim=1)
+    weights = torch.rand(kept.shape, generator=case.generator())
+    expected = reference.soft_symmetric_cross_entropy(
+        logits.tolist(), targets.tolist(), kept.tolist(), weights.tolist(), 0.3, 1e-4
+    )
+    actual = soft_symmetric_cross_entropy(
+        logits, targets, kept, reverse_weight=0.3, pixel_weights=weights
+    )
+    assert actual.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_soft_loss_of_parts_adds_up_to_that_of_the_whole() -> None:
+    case = Case(num_classes=4, batch_size=4, seed=3)
+    logits, targets, kept = case.logits(), case.probs().flip(0), case.valid()
+    whole = soft_symmetric_cross_entropy(logits, targets, kept, reverse_weight=0.1)
+    parts = [
+        soft_symmetric_cross_entropy(
+            logits[i::2], targets[i::2], kept[i::2], reverse_weight=0.1, num_pixels=kept.sum()
+        )
+        for i in range(2)
+    ]
+    torch.testing.assert_close(whole, parts[0] + parts[1])
+
+
+def test_soft_loss_without_a_kept_pixel_is_zero_with_a_gradient_of_zero() -> None:
+    logits = torch.randn(1, 3, 2, 2, requires_grad=True)
+    nothing = torch.zeros(1, 2, 2, dtype=torch.bool)
+    loss = soft_symmetric_cross_entropy(
+        logits, torch.full((1, 3, 2, 2), 1 / 3), nothing, reverse_weight=0.1
+    )
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()

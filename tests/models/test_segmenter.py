@@ -87,6 +87,23 @@ def test_features_are_left_out_where_nobody_asks() -> None:
     torch.testing.assert_close(short.logits, model(images).logits)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_channel_factors_scale_what_the_decoder_reads(kind: str) -> None:
+    model = Segmenter(settings(**KINDS[kind]), 3).eval()
+    images = torch.rand(2, 3, 64, 64)
+    plain = model(images).logits
+    ones = [torch.ones(2, size) for size in model.map_sizes]
+    torch.testing.assert_close(model(images, channel_factors=ones).logits, plain)
+    # of the second image alone
+    dropped = [factor * torch.tensor([[1.0], [0.0]]) for factor in ones]
+    seen = model(images, channel_factors=dropped).logits
+    torch.testing.assert_close(seen[:1], plain[:1])
+    assert not torch.allclose(seen[1:], plain[1:])
+    if kind != "dpt":  # whose class token is no map
+        other = model(images.flip(0), channel_factors=dropped).logits
+        torch.testing.assert_close(seen[1:], other[1:], msg="nothing is left of the image")
+
+
 def test_images_are_normalised_inside() -> None:
     model = Segmenter(settings(), 3).eval()
     seen: list[Tensor] = []

@@ -101,3 +101,28 @@ def contrastive_loss(
             others = sum(math.exp(cosine(anchor, key) / temperature) for key in keys)
             total -= math.log(positive / (positive + others))
     return total / (active.count(True) * len(anchors[0]))
+
+
+def soft_symmetric_cross_entropy(
+    logits: ClassMaps,
+    targets: ClassMaps,
+    kept: list[list[list[bool]]],
+    weights: list[list[list[float]]],
+    reverse_weight: float,
+    floor: float,
+) -> float:
+    """Mean over the kept pixels of the weighted -Σ y log p - ξ Σ p log max(y, floor)."""
+    total, count = 0.0, 0
+    for b, image in enumerate(logits):
+        for y in range(len(image[0])):
+            for x in range(len(image[0][0])):
+                if not kept[b][y][x]:
+                    continue
+                probs = softmax([class_map[y][x] for class_map in image])
+                target = [class_map[y][x] for class_map in targets[b]]
+                loss = 0.0
+                for p, t in zip(probs, target, strict=True):
+                    loss -= t * math.log(p) + reverse_weight * p * math.log(max(t, floor))
+                total += weights[b][y][x] * loss
+                count += 1
+    return total / count if count else 0.0

@@ -96,3 +96,21 @@ def restrict_to_tags(probs: ClassMaps, possible: list[list[bool]]) -> ClassMaps:
                         restricted[c][y][x] = image[c][y][x] / total if total > 0 else even
         result.append(restricted)
     return result
+
+
+def confident_pseudo_labels(
+    probs: ClassMaps, valid: BoolMaps, threshold: float, ignore_index: int
+) -> LabelMaps:
+    """The likeliest class of the valid pixels where its probability reaches the threshold."""
+    labels = []
+    for image, valid_map in zip(probs, valid, strict=True):
+        rows = []
+        for y, row in enumerate(valid_map):
+            pixels = []
+            for x, is_valid in enumerate(row):
+                own = [class_map[y][x] for class_map in image]
+                kept = is_valid and max(own) >= threshold
+                pixels.append(own.index(max(own)) if kept else ignore_index)
+            rows.append(pixels)
+        labels.append(rows)
+    return labels

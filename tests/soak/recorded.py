@@ -19,9 +19,12 @@ from torch import Tensor
 from u2pl.cli import main
 from u2pl.config import Config
 from u2pl.engine import step as step_module
+from u2pl.engine import targets
+from u2pl.engine.pairs import ContrastPairs
 from u2pl.engine.state import TrainState
-from u2pl.engine.step import ContrastPairs, MixedPixels, PseudoLabels, TeacherView
+from u2pl.engine.targets import MixedPixels, PseudoLabels, TeacherView
 from u2pl.mixing import on_grid
+from u2pl.models import upsample
 
 
 class Recorder:
@@ -34,15 +37,19 @@ class Recorder:
 
     def __init__(self, folder: Path, rank: int) -> None:
         self.folder, self.rank = folder, rank
-        self.judge, self.contrast_pairs = step_module.judge, step_module.contrast_pairs
+        self.judge, self.contrast_pairs = targets.judge, step_module.contrast_pairs
         self.record: dict[str, Tensor] = {}
 
-    def judging(self, *arguments: Any) -> tuple[MixedPixels, Tensor]:
+    def judging(self, *arguments: Any) -> MixedPixels:
         """Before mixing: the classes, and by how much the likeliest leads the next one."""
-        pixels, probs = self.judge(*arguments)
+        pixels = self.judge(*arguments)
+        height, width = pixels.predictions.shape[-2:]
+        # interpolated as logits are: what log-probabilities lack is the same for all classes
+        logits = pixels.probs.clamp_min(torch.finfo(pixels.probs.dtype).tiny).log()
+        probs = upsample(logits, (height, width)).softmax(dim=1)
         first, second = probs.topk(2, dim=1).values.unbind(dim=1)
         self.record = {"own_predictions": pixels.predictions, "lead": first - second}
-        return pixels, probs
+        return pixels
 
     def pairing(
         self,
@@ -76,7 +83,7 @@ def record(folder: Path) -> None:
     """Let this process's steps be recorded."""
     folder.mkdir(parents=True, exist_ok=True)
     recorder = Recorder(folder, int(os.environ.get("RANK", "0")))
-    step_module.judge = recorder.judging
+    targets.judge = recorder.judging
     pairing: Callable[..., ContrastPairs] = recorder.pairing
     step_module.contrast_pairs = pairing
 

@@ -11,9 +11,9 @@ from u2pl.bench.clock import Clock
 from u2pl.bench.workload import IGNORE, Inputs, Workload
 from u2pl.config import Config
 from u2pl.contrast import MomentumPrototypes, NegativeQueues, class_means
-from u2pl.engine import step
+from u2pl.engine import pairs as contrast
 from u2pl.engine.state import TrainState
-from u2pl.engine.step import MixedPixels, PseudoLabels, TeacherView
+from u2pl.engine.targets import MixedPixels, PseudoLabels, TeacherView, judge_pixels
 from u2pl.mixing import on_grid
 
 FRACTION = 0.2
@@ -59,22 +59,22 @@ class Method:
             with clock("thresholds"):
                 pseudo = self.pseudo_label()
             with clock("masks"):
-                anchor, negative, features = step.contrast_masks(
+                anchor, negative, features = contrast.contrast_masks(
                     view, inputs.labels, pseudo, config
                 )
             with clock("prototypes"):
                 state.prototypes.update(*class_means(features, anchor))
             with clock("queue push"):
                 anchor, negative = (mask.transpose(0, 1).flatten(1) for mask in (anchor, negative))
-                draws = step.draw_numbers(
+                draws = contrast.draw_numbers(
                     anchor.shape[0], anchor.shape[1], config, self.generator, anchor.device
                 )
-                rows = step.rows_of_batch(state, len(inputs.labels), len(inputs.valid))
-                step.push_keys(state, features, negative, rows, draws, config)
+                rows = contrast.rows_of_batch(state, len(inputs.labels), len(inputs.valid))
+                contrast.push_keys(state, features, negative, rows, draws, config)
             with clock("sampling"):
-                pairs = step.choose_pairs(state, anchor, negative, draws)
+                pairs = contrast.choose_pairs(state, anchor, negative, draws)
         with clock("contrast forward"):
-            loss = step.contrast_of_part(pairs, state.queues.keys, inputs.student, rows, config)
+            loss = contrast.contrast_of_part(pairs, state.queues.keys, inputs.student, rows, config)
         with clock("contrast backward"):
             inputs.student.grad = None
             torch.autograd.backward(loss)
@@ -83,7 +83,7 @@ class Method:
     def pseudo_label(self) -> PseudoLabels:
         """Eq. 5-8 of the unmixed images."""
         inputs, workload = self.inputs, self.workload
-        predictions, entropy, _ = step.judge_pixels(inputs.logits_u, workload.size)
+        predictions, entropy, confidence = judge_pixels(inputs.logits_u, workload.size)
         threshold = partition.entropy_threshold(entropy, inputs.valid, unreliable_fraction=FRACTION)
         labels = partition.pseudo_labels(
             predictions, entropy, threshold, inputs.valid, ignore_index=IGNORE
@@ -92,7 +92,9 @@ class Method:
         pixels = MixedPixels(
             images=inputs.valid,
             predictions=predictions,
+            confidence=confidence,
             entropy=entropy,
+            soft=inputs.logits_u[:, :0],
             valid=inputs.valid,
             judged=inputs.valid,
             probs=inputs.logits_u.softmax(dim=1),
@@ -103,12 +105,13 @@ class Method:
         return PseudoLabels(
             pixels=pixels,
             labels=labels,
-            pixel_weights=None,
+            streams=(),
             weight=num_valid / num_kept,
             num_kept=num_kept,
             num_valid=num_valid,
             threshold=threshold,
             unreliable=on_grid(unreliable, workload.grid),
+            undecided=on_grid(unreliable, workload.grid),
         )
 
 

@@ -32,6 +32,10 @@ def plan(
     setting: Annotated[
         str | None, typer.Option(help="semi, adapt or supervised.  [default: the recipe's]")
     ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="cutmix, unimatch, u2pl, …: settings to compare with.  [default: none]"),
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of every random draw.")] = None,
     measure: Annotated[
         bool, typer.Option(help="Make a few steps to measure time and memory.")
@@ -43,7 +47,7 @@ def plan(
     if out.exists() and not overwrite:
         raise UserError(f"{out} is there already; add --overwrite, or choose another --out.")
     given = parse_assignments(settings or [])
-    config = api.make_config(recipe, setting=setting, seed=seed, overrides=given)
+    config = api.make_config(recipe, setting=setting, method=method, seed=seed, overrides=given)
     data = load_dataset(dataset, require=("labeled", "val"))
     check_against_data(config, data)
     result = plans.make_plan(

@@ -22,7 +22,7 @@ from u2pl.cli.console import (
     say,
     write_result,
 )
-from u2pl.config import parse_assignments
+from u2pl.config import MethodSettings, parse_assignments
 from u2pl.errors import UserError
 from u2pl.launch import world_of
 from u2pl.losses import contrastive_floor
@@ -41,6 +41,10 @@ def train(
         str | None,
         typer.Option(help="semi, adapt, weak or supervised.  [default: the recipe's]"),
     ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="cutmix, unimatch, u2pl, …: settings to compare with.  [default: none]"),
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of every random draw.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint.")
@@ -57,24 +61,23 @@ def train(
         logging.getLogger("u2pl").setLevel(logging.ERROR)
     overrides = parse_assignments(settings or [])
     if resume:
-        for name, value in (("recipe", recipe), ("setting", setting), ("seed", seed)):
+        chosen = {"recipe": recipe, "setting": setting, "method": method, "seed": seed}
+        for name, value in chosen.items():
             if value is not None:
                 raise UserError(f"A resumed run keeps its {name}; leave --{name} out.", exit_code=2)
     recipe = recipe or "default"
     if not resume:
-        method = api.make_config(recipe, setting=setting, seed=seed, overrides=overrides).method
-        if method.contrastive_weight > 0:
-            floor = contrastive_floor(method.num_negatives, temperature=method.temperature)
-            say(
-                f"The contrastive loss L_c cannot fall below {floor:.3f} "
-                f"with {method.num_negatives} negatives."
-            )
+        config = api.make_config(
+            recipe, setting=setting, method=method, seed=seed, overrides=overrides
+        )
+        say_floor(config.method)
     with TrainingDisplay() as display:
         result = api.train(
             dataset,
             recipe=recipe,
             out=out,
             setting=setting,
+            method=method,
             seed=seed,
             overrides=overrides,
             resume=resume,
@@ -92,6 +95,16 @@ def train(
         say(f"Go on with: u2pl train {quote(str(dataset))} --out {quote(str(out))} --resume")
     if world.is_first:
         write_result(json_file, result)
+
+
+def say_floor(method: MethodSettings) -> None:
+    """Say how low the contrastive loss can get, lest it looks stuck there."""
+    if method.contrastive_weight > 0:
+        floor = contrastive_floor(method.num_negatives, temperature=method.temperature)
+        say(
+            f"The contrastive loss L_c cannot fall below {floor:.3f} "
+            f"with {method.num_negatives} negatives."
+        )
 
 
 def describe_best(best: dict[str, Any]) -> str:

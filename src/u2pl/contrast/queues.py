@@ -107,6 +107,11 @@ class NegativeQueues(nn.Module):
             return first_members(mask, limit, order=order)
         return sample_without_replacement(mask, limit, generator=generator)
 
+    def clear(self) -> None:
+        """Forget all keys."""
+        self.num_keys.zero_()
+        self.heads.zero_()
+
     @torch.no_grad()
     def push_chosen(self, keys: Tensor, chosen: Tensor) -> None:
         """Add keys that :meth:`choose` has named.

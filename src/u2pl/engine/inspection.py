@@ -1,6 +1,6 @@
 """What a run's teacher is right about, measured where masks are known.
 
-The teacher is asked as the training step asks it (:func:`u2pl.engine.step.judge`), on whole
+The teacher is asked as the training step asks it (:func:`u2pl.engine.targets.judge`), on whole
 images: its pseudo-labels, the reliable and the unreliable ones (Eq. 5-8), and the negative keys
 that it would give (Eq. 13-15). A report is made of what is written here, and needs no network.
 """
@@ -35,7 +35,7 @@ from u2pl.engine.inspection_pictures import Canvas, write_pictures
 from u2pl.engine.predict import SegmentationModel, load_model
 from u2pl.engine.run_folder import RunFolder
 from u2pl.engine.state import queue_capacities
-from u2pl.engine.step import TeacherView, judge
+from u2pl.engine.targets import TeacherView, judge
 from u2pl.errors import UserError
 from u2pl.mixing import on_grid
 from u2pl.models import upsample
@@ -117,7 +117,7 @@ class Teacher:
         logits, features = self.network(images, with_features=True)
         view = TeacherView(logits.float(), features.float())
         half = UnlabeledBatch(images, (images,), valid, possible_classes)
-        pixels, _ = judge(self.prototypes, view, half, self.config)
+        pixels = judge(self.prototypes, view, half, self.config)
         grid = (logits.shape[-2], logits.shape[-1])
         return Opinion(
             logits=view.logits,

@@ -323,6 +323,7 @@ class Runner:
             stop_step=stop,
             with_unlabeled=with_unlabeled,
             labeled_strong=with_unlabeled and self.config.method.mixing == "classmix_labeled",
+            num_strong=self.config.method.strong_views,
             pin_memory=self.fabric.device.type == "cuda",
             rank=self.state.world.rank,
             num_ranks=self.state.world.size,

@@ -79,6 +79,7 @@ def try_steps(config: Config, dataset: Dataset, *, num_steps: int = 3) -> Trial:
         stop_step=train.steps,
         with_unlabeled=uses_unlabeled(config, dataset),
         labeled_strong=config.method.mixing == "classmix_labeled",
+        num_strong=config.method.strong_views,
         pin_memory=False,
     )
     seconds = []

@@ -9,6 +9,7 @@ from u2pl.losses.supervised import cross_entropy, ohem_cross_entropy
 from u2pl.losses.unsupervised import (
     ramp_up,
     reverse_cross_entropy,
+    soft_symmetric_cross_entropy,
     symmetric_cross_entropy,
     unsupervised_weight,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "ohem_cross_entropy",
     "ramp_up",
     "reverse_cross_entropy",
+    "soft_symmetric_cross_entropy",
     "symmetric_cross_entropy",
     "unsupervised_weight",
 ]

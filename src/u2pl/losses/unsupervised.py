@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from torch import Tensor
 
 from u2pl.losses.supervised import cross_entropy
 
 
-def unsupervised_weight(num_valid: Tensor, num_kept: Tensor, *, eta: float = 1.0) -> Tensor:
-    """λ_u of Eq. 8 [P]: ``η · |B_u| H W / (pixels kept)``.
+def unsupervised_weight(
+    num_valid: Tensor,
+    num_kept: Tensor,
+    *,
+    eta: float = 1.0,
+    scaling: Literal["inverse_share", "even", "share"] = "inverse_share",
+) -> Tensor:
+    """λ_u of Eq. 8 [P]: ``η · |B_u| H W / (pixels kept)``; or what others have in its place.
+
+    It multiplies the mean over the kept pixels.
 
     Args:
-        num_valid: scalar, the pixels of the unlabelled batch, padding left out.
-        num_kept: scalar, how many of them have a pseudo-label.
+        num_valid: any shape, the pixels of the unlabelled batch, padding left out.
+        num_kept: likewise, how many of them have a pseudo-label.
         eta: η.
+        scaling: ``inverse_share`` is Eq. 8; ``even`` leaves η as it is; ``share`` is
+            ``η · (pixels kept) / |B_u| H W``, which makes the loss a mean over all valid pixels
+            [R: FixMatch].
 
     Returns:
-        A scalar of at least η; 0 where no pixel is kept.
+        Of the same shape; 0 where no pixel is kept.
     """
-    return eta * num_valid / num_kept.clamp_min(1) * (num_kept > 0)
+    if scaling == "share":
+        return eta * num_kept / num_valid.clamp_min(1)
+    some = eta * (num_kept > 0)
+    return some if scaling == "even" else some * num_valid / num_kept.clamp_min(1)
 
 
 def ramp_up(step: int, ramp_steps: int) -> float:
@@ -110,3 +125,40 @@ def symmetric_cross_entropy(
         num_pixels=num_pixels,
         pixel_weights=pixel_weights,
     )
+
+
+def soft_symmetric_cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    kept: Tensor,
+    *,
+    reverse_weight: float,
+    num_pixels: Tensor | None = None,
+    pixel_weights: Tensor | None = None,
+    floor: float = 1e-4,
+) -> Tensor:
+    """:func:`symmetric_cross_entropy` for labels that are distributions.
+
+    ``-Σ_c y(c) log p(c) - ξ Σ_c p(c) log max(y(c), floor)``; for one-hot y it is the same.
+
+    Args:
+        logits: [B, C, H, W] of the student.
+        targets: [B, C, H, W], y, summing to 1 over the classes.
+        kept: [B, H, W] bool, the pixels that count.
+        reverse_weight: ξ >= 0.
+        num_pixels: scalar, what to divide by, where this is a part of a batch; None counts
+            ``kept``.
+        pixel_weights: [B, H, W], multiplies each pixel's loss.
+        floor: what stands for log 0, in (0, 1).
+
+    Returns:
+        A scalar; 0 where no pixel counts.
+    """
+    log_probs = logits.log_softmax(dim=1)
+    losses = -(targets * log_probs).sum(dim=1)
+    if reverse_weight > 0:
+        reverse = -(log_probs.exp() * targets.clamp_min(floor).log()).sum(dim=1)
+        losses = losses + reverse_weight * reverse
+    counted = kept.sum() if num_pixels is None else num_pixels
+    weights = kept if pixel_weights is None else kept * pixel_weights
+    return (losses * weights).sum() / counted.clamp_min(1)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from segmentation_models_pytorch.decoders.deeplabv3.decoder import ASPPPooling, DeepLabV3PlusDecoder
 from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
 from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder
+from segmentation_models_pytorch.encoders.timm_vit import TimmViTEncoder
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -64,6 +66,7 @@ class Segmenter(nn.Module):
             vit=settings.decoder == "dpt",
         )
         self.decoder, self.multiple = build_decoder(self.encoder, settings)
+        self.map_sizes = map_sizes(self.encoder)
         channels = settings.decoder_channels
         self.segmentation_head = head(
             channels, settings.head_channels, num_classes, dropout=settings.dropout
@@ -73,18 +76,57 @@ class Segmenter(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
-    def forward(self, images: Tensor, *, with_features: bool = True) -> SegmentationOutput:
-        """Logits and unit features of images [B, 3, H, W], RGB in [0, 1], on the feature grid."""
+    def forward(
+        self,
+        images: Tensor,
+        *,
+        with_features: bool = True,
+        channel_factors: Sequence[Tensor] | None = None,
+    ) -> SegmentationOutput:
+        """Logits and unit features on the feature grid.
+
+        Args:
+            images: [B, 3, H, W], RGB in [0, 1].
+            with_features: False leaves the representation head out.
+            channel_factors: for each of ``map_sizes`` [B, K], what the encoder's channels are
+                multiplied by on their way to the decoder; see :mod:`u2pl.perturbation`.
+        """
         height, width = images.shape[-2:]
         pad = (-width % self.multiple, -height % self.multiple)
         normalized = F.pad((images - self.mean) / self.std, (0, pad[0], 0, pad[1]))
         encoded = self.encoder(normalized)
+        if channel_factors is not None:
+            encoded = scale_channels(encoded, channel_factors)
         decoded = self.decoder(*encoded) if isinstance(encoded, tuple) else self.decoder(encoded)
         grid = decoded[..., : -(-height // STRIDE), : -(-width // STRIDE)]
         logits = self.segmentation_head(grid)
         if not with_features:
             return SegmentationOutput(logits, None)
         return SegmentationOutput(logits, F.normalize(self.representation_head(grid), dim=1))
+
+
+def map_sizes(encoder: nn.Module) -> list[int]:
+    """Channels of each map that a decoder reads, the image itself left out."""
+    sizes = list(encoder.out_channels)  # type: ignore[arg-type]
+    return sizes if isinstance(encoder, TimmViTEncoder) else sizes[1:]
+
+
+def scale_channels(encoded: Any, factors: Sequence[Tensor]) -> Any:
+    """Multiply each map's channels, image by image.
+
+    Args:
+        encoded: what an encoder returns: maps [B, K, h, w], of a pyramid the image first; of a
+            plain transformer a tuple of maps and prefix tokens.
+        factors: for each map but the image [B, K].
+    """
+    if isinstance(encoded, tuple):
+        return scale_channels(encoded[0], factors), *encoded[1:]
+    kept = len(encoded) - len(factors)  # the image, where it is there
+    scaled = [
+        features * factor[:, :, None, None].to(features.dtype)
+        for features, factor in zip(encoded[kept:], factors, strict=True)
+    ]
+    return [*encoded[:kept], *scaled]
 
 
 def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:

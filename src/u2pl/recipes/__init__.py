@@ -9,6 +9,9 @@ from typing import Any
 from u2pl.config import Config
 from u2pl.errors import UserError, nearest_name
 from u2pl.recipes import adapt, benchmarks, semi, weak
+from u2pl.recipes.methods import METHODS, get_method
+
+__all__ = ["METHODS", "RECIPES", "SETTINGS", "get_method", "get_recipe"]
 
 RECIPES: dict[str, Callable[[], Config]] = {
     "default": semi.default,
