@@ -524,7 +524,23 @@ def test_mistake_in_train_is_one_sentence_and_no_checkpoint(
             2,
             "protocol of whole, slide or center-crop",
         ),
+        (["evaluate", "{root}/run", "train.steps=3"], 2, "'train.steps' belongs to the training"),
         (["predict", "{root}/none", "{root}/data", "--out", "{out}"], 1, "holds no run"),
+        (
+            ["predict", "{root}/run", "{root}/data", "--out", "{out}", "--server", "vox"],
+            2,
+            "server of voc, cityscapes, got 'vox'",
+        ),
+        (
+            ["predict", "{root}/run", "{root}/data", "--out", "{out}", "--server", "voc"],
+            1,
+            "The voc server has no class 'ground'",
+        ),
+        (
+            ["predict", "{root}/run", "{root}/data", "--out", "{out}", "--protocol", "middle"],
+            2,
+            "protocol of whole, slide or center-crop",
+        ),
         (["predict", "{root}/run", "{root}/x", "--out", "{out}"], 1, "no image and no folder"),
         (
             ["predict", "{root}/run", "{root}/data", "--out", "{out}", "--save", "mask"],

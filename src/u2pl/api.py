@@ -367,8 +367,8 @@ def evaluate(
     if split not in ("val", "test"):
         raise UserError(f"Expected the split val or test, got '{split}'.", exit_code=2)
     asked = (weights, checkpoint)
-    choices = dict.fromkeys([asked, *(every_weights(folder) if all_weights else ())])
-    models = {key: load(run, weights=key[0], checkpoint=key[1]) for key in choices}
+    keys = dict.fromkeys([asked, *(every_weights(folder) if all_weights else ())])
+    models = {key: load(run, weights=key[0], checkpoint=key[1]) for key in keys}
     model = models[asked]
     data: Dataset = load_dataset(folder.dataset if dataset is None else dataset, require=(split,))
     refuse_other_classes(data, model.classes)
@@ -387,8 +387,7 @@ def evaluate(
         results[key] = result | {"split": split, "checkpoint": key[1]}
         name = score_file(score, split, *key, is_other=dataset is not None)
         write_json(folder.path / "eval" / name, results[key])
-    more = {"all": list(results.values())} if all_weights else {}
-    return results[asked] | more
+    return results[asked] | ({"all": list(results.values())} if all_weights else {})
 
 
 def scoring_config(config: Config, protocol: str | None, overrides: Mapping[str, Any]) -> Config:

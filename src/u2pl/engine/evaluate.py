@@ -271,7 +271,7 @@ def evaluate(
     was_training = {name: model.training for name, model in models.items()}
     for model in models.values():
         model.eval()
-    for images, masks, _, sizes in evaluation_batches(
+    for images, masks, _, _ in evaluation_batches(
         samples[world.rank :: world.size],
         dataset,
         config.data,
@@ -279,18 +279,11 @@ def evaluate(
         workers=workers,
     ):
         on_batch()
-        images = images.to(device)
         assert masks is not None, "samples without masks cannot be scored"
+        windows = max(1, settings.batch_size // len(images))
+        images, truths = images.to(device), [mask.to(device) for mask in masks]
         for name, model in models.items():
-            # not compiled: images come in any size, and each would be compiled anew
-            with torch.compiler.set_stance("force_eager"):
-                windows = max(1, settings.batch_size // len(images))
-                logits, part = scored_logits(model, images, protocol, windows=windows)
-            seen = (images.shape[-2], images.shape[-1])
-            for row, (mask, size) in enumerate(zip(masks, sizes, strict=True)):
-                own = part.scaled(seen, size)
-                truth = mask[own.top : own.bottom, own.left : own.right].to(device)
-                tallies[name].add(resize_logits(logits[row : row + 1], own.size), truth)
+            count(tallies[name], model, images, truths, protocol, windows=windows)
     for name, model in models.items():
         model.train(was_training[name])
     return {
@@ -305,6 +298,35 @@ def evaluate(
         )
         for name, tally in tallies.items()
     }
+
+
+def count(
+    tally: Tally,
+    model: nn.Module,
+    images: Tensor,
+    masks: Sequence[Tensor],
+    protocol: Protocol,
+    *,
+    windows: int,
+) -> None:
+    """Score a batch by a network.
+
+    Args:
+        tally: gets the pixels.
+        model: in evaluation mode.
+        images: [B, 3, H, W], RGB in [0, 1].
+        masks: of each image [H', W'], of whatever size its file has.
+        protocol: what is seen and scored.
+        windows: see :func:`predict_logits`.
+    """
+    # not compiled: images come in any size, and each would be compiled anew
+    with torch.compiler.set_stance("force_eager"):
+        logits, part = scored_logits(model, images, protocol, windows=windows)
+    seen = (images.shape[-2], images.shape[-1])
+    for row, mask in enumerate(masks):
+        own = part.scaled(seen, (mask.shape[-2], mask.shape[-1]))
+        truth = mask[own.top : own.bottom, own.left : own.right]
+        tally.add(resize_logits(logits[row : row + 1], own.size), truth)
 
 
 class Tally:
