@@ -204,7 +204,7 @@ def test_evaluation_takes_protocol_checkpoint_and_another_dataset(
     ("arguments", "text"),
     [
         ({"split": "train"}, "Expected the split val or test, got 'train'"),
-        ({"protocol": "center"}, "evaluation.protocol"),
+        ({"protocol": "center"}, "Expected a protocol of whole, slide or center-crop"),
         ({"weights": "teacher"}, "got 'teacher' and 'last'"),
         ({"checkpoint": "first"}, "got 'ema' and 'first'"),
     ],
@@ -230,6 +230,59 @@ def test_loaded_model_predicts(run: Path, dataset: Path) -> None:
     model = load(run, device="cpu")
     mask, entropy, reliable = model.predict(dataset.parent / "val/images/val_0.png")
     assert mask.shape == entropy.shape == reliable.shape == (40, 56)
+
+
+def test_weights_side_by_side_are_those_one_by_one(run: Path) -> None:
+    result = evaluate(run, all_weights=True, weights="student")
+    keys = [(one["weights"], one["checkpoint"]) for one in result["all"]]
+    assert sorted(keys) == sorted((w, c) for w in ("ema", "student") for c in ("last", "best"))
+    for one in result["all"]:
+        weights, checkpoint = one["weights"], one["checkpoint"]
+        assert one == evaluate(run, weights=weights, checkpoint=checkpoint)
+        file = run / "eval" / f"val-whole-{weights}-{checkpoint}.json"
+        assert json.loads(file.read_text()) == one
+    assert {key: value for key, value in result.items() if key != "all"} == result["all"][0]
+    assert result["weights"] == "student"
+
+
+def test_results_of_other_numbers_do_not_replace_each_other(run: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(run, tmp_path / "run")
+    for file in (moved / "eval").iterdir():
+        file.unlink()
+    other = write_dataset(tmp_path / "other", num_val=2, seed=9)
+    evaluate(moved, protocol="center-crop-24")
+    evaluate(moved, protocol="center-crop-32")
+    evaluate(moved, protocol="slide-24", overrides={"evaluation.stride_fraction": 0.5})
+    evaluate(moved, overrides={"evaluation.classes": ["wall"]})
+    result = evaluate(moved, dataset=other)
+    names = {file.name for file in (moved / "eval").iterdir()}
+    assert names == {
+        "val-center-crop-24-ema-last.json",
+        "val-center-crop-32-ema-last.json",
+        "val-slide-24-stride0.5-ema-last.json",
+        "val-whole-1classes-ema-last.json",
+        f"val-whole-{result['split_sha256'][:8]}-ema-last.json",
+    }
+    scored = json.loads((moved / "eval/val-slide-24-stride0.5-ema-last.json").read_text())
+    assert scored["protocol_settings"] == {
+        "kind": "slide", "crop": [24, 24], "stride": [12, 12], "scales": [1.0], "flip": False
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        ({"train.steps": 5}, "'train.steps' belongs to the training"),
+        ({"evaluation.classes": ["car"]}, "no class 'car'"),
+        ({"evaluation.scales": []}, r"evaluation\.scales"),
+    ],
+)
+def test_settings_that_no_scoring_has_are_told(
+    run: Path, overrides: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(UserError, match=text) as caught:
+        evaluate(run, overrides=overrides)
+    assert caught.value.exit_code == 2
 
 
 def test_run_may_be_moved(run: Path, tmp_path: Path) -> None:

@@ -132,6 +132,20 @@ def test_options_of_evaluate_arrive(root: Path, tmp_path: Path, u2pl: Callable[.
     assert scored["checkpoint"] == "best"
 
 
+def test_every_weights_stand_side_by_side(
+    root: Path, tmp_path: Path, u2pl: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = tmp_path / "a.json"
+    options = ["--all-weights", "--protocol", "slide-24-flip", "--json", result]
+    assert u2pl("evaluate", root / "run", "evaluation.classes=[wall,tree]", *options) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "protocol slide-flip (24 x 24, stride 16 x 16)" in shown
+    assert "mean of 2 classes" in shown
+    scored = json.loads(result.read_text())
+    assert len(scored["all"]) == 4
+    assert scored["miou_classes"] == ["wall", "tree"]
+
+
 def test_check_of_a_sound_dataset_counts_its_classes(
     root: Path, tmp_path: Path, u2pl: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -505,8 +519,28 @@ def test_mistake_in_train_is_one_sentence_and_no_checkpoint(
         (["evaluate", "{root}/none"], 1, "holds no run"),
         (["evaluate", "{root}/run", "--split", "test"], 1, "section 'test', found none"),
         (["evaluate", "{root}/run", "--weights", "teacher"], 2, "ema or student"),
-        (["evaluate", "{root}/run", "--protocol", "x"], 2, "Setting 'evaluation.protocol'"),
+        (
+            ["evaluate", "{root}/run", "--protocol", "x"],
+            2,
+            "protocol of whole, slide or center-crop",
+        ),
+        (["evaluate", "{root}/run", "train.steps=3"], 2, "'train.steps' belongs to the training"),
         (["predict", "{root}/none", "{root}/data", "--out", "{out}"], 1, "holds no run"),
+        (
+            ["predict", "{root}/run", "{root}/data", "--out", "{out}", "--server", "vox"],
+            2,
+            "server of voc, cityscapes, got 'vox'",
+        ),
+        (
+            ["predict", "{root}/run", "{root}/data", "--out", "{out}", "--server", "voc"],
+            1,
+            "The voc server has no class 'ground'",
+        ),
+        (
+            ["predict", "{root}/run", "{root}/data", "--out", "{out}", "--protocol", "middle"],
+            2,
+            "protocol of whole, slide or center-crop",
+        ),
         (["predict", "{root}/run", "{root}/x", "--out", "{out}"], 1, "no image and no folder"),
         (
             ["predict", "{root}/run", "{root}/data", "--out", "{out}", "--save", "mask"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from u2pl.engine.inspection import inspect_run
 from u2pl.engine.loop import Progress, check_against_data, fit
 from u2pl.engine.pictures import DEFAULT_KINDS
 from u2pl.engine.predict import find_images, predict_images
+from u2pl.engine.protocol import protocol_settings, scored_classes
 from u2pl.engine.run_folder import RunFolder
 from u2pl.engine.tiles import Tiling
-from u2pl.engine.trained import SegmentationModel, load_model
+from u2pl.engine.trained import ModelCard, SegmentationModel, load_model
 from u2pl.engine.world import ALONE, World, joined
 from u2pl.errors import UserError
 from u2pl.exporting import export_run
@@ -199,7 +201,9 @@ def predict(
     source: str | Path,
     *,
     out: str | Path,
-    save: Iterable[str] = DEFAULT_KINDS,
+    save: Iterable[str] | None = None,
+    server: str | None = None,
+    protocol: str | None = None,
     weights: str = "ema",
     checkpoint: str = "last",
     resume: bool = False,
@@ -216,7 +220,10 @@ def predict(
         run: the run folder.
         source: an image, folder, glob pattern, list (.txt) or video.
         out: gets a folder for each kind of picture.
-        save: of ``masks``, ``colors``, ``overlays``, ``entropy`` and ``reliable``.
+        save: of ``masks``, ``colors``, ``overlays``, ``entropy`` and ``reliable``; None is all but
+            ``colors``, and none of them beside a server's files.
+        server: ``voc`` or ``cityscapes``: write the folder that this test server takes.
+        protocol: such as ``slide-769`` or ``whole-ms-flip``; None takes the run's own.
         weights: ``ema`` or ``student``.
         checkpoint: ``last`` or ``best``.
         resume: pass over images whose results are whole.
@@ -237,11 +244,16 @@ def predict(
     tiling = Tiling(size=tile, overlap=overlap)
     device = f"cuda:{world.device}" if torch.cuda.is_available() and world.size > 1 else None
     model = load(run, weights=weights, checkpoint=checkpoint, device=device)
+    if protocol is not None:
+        model.card = seen_otherwise(model.card, protocol)
+    if save is None:
+        save = DEFAULT_KINDS if server is None else ()
     return predict_images(
         model,
         Path(source),
         Path(out),
         kinds=save,
+        server=server,
         on_image=on_image,
         tiling=tiling,
         every=every,
@@ -250,6 +262,22 @@ def predict(
         skip_damaged=skip_damaged,
         world=world,
     )
+
+
+def seen_otherwise(card: ModelCard, protocol: str) -> ModelCard:
+    """What a network's answers mean where it sees images by another protocol.
+
+    Raises:
+        UserError: (exit status 2) for a name that is none, or one that does not see whole images.
+    """
+    named = protocol_settings(protocol)
+    if named["evaluation.protocol"] == "center-crop":
+        raise UserError(
+            "center-crop scores the middle of an image and says nothing of the rest; predict by "
+            "whole or slide.",
+            exit_code=2,
+        )
+    return replace(card, **{key.removeprefix("evaluation."): named[key] for key in named})
 
 
 def export(
@@ -308,6 +336,8 @@ def evaluate(
     protocol: str | None = None,
     weights: str = "ema",
     checkpoint: str = "last",
+    all_weights: bool = False,
+    overrides: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Score a run's network on a split.
 
@@ -315,39 +345,84 @@ def evaluate(
         run: the run folder.
         dataset: a dataset.yaml with the same classes; None takes the run's own.
         split: ``val`` or ``test``.
-        protocol: ``whole`` or ``slide``; None takes the run's own.
+        protocol: such as ``whole``, ``slide-769``, ``center-crop-513`` or ``slide-ms-flip``; None
+            takes the run's own. See :func:`u2pl.engine.protocol.protocol_settings`.
         weights: ``ema`` or ``student``.
         checkpoint: ``last`` or ``best``.
+        all_weights: score teacher and student of the last and the best checkpoint side by side.
+        overrides: by dotted key, of the group ``evaluation`` alone; they win over the protocol.
 
     Returns:
-        ``miou`` and ``iou`` in percent, ``protocol``, ``weights``, ``step``, ``images``,
-        ``split_sha256``, ``confusion``; also written to ``eval/`` in the run folder.
+        ``miou`` and ``iou`` in percent, ``protocol`` and ``protocol_settings``, ``weights``,
+        ``checkpoint``, ``step``, ``split``, ``images``, ``split_sha256``, ``confusion``; also
+        written to ``eval/`` in the run folder. With ``all_weights`` also ``all``, a list of such
+        results, each in a file of its own.
 
     Raises:
-        UserError: where run, split or classes do not fit.
+        UserError: where run, split, classes or protocol do not fit.
     """
     folder = RunFolder(Path(run))
-    config = folder.read_config()
+    config = scoring_config(folder.read_config(), protocol, overrides or {})
     folder.refuse_links()
-    if protocol is not None:
-        config = config.with_overrides({"evaluation.protocol": protocol})
-    model = load(run, weights=weights, checkpoint=checkpoint)
     if split not in ("val", "test"):
         raise UserError(f"Expected the split val or test, got '{split}'.", exit_code=2)
+    asked = (weights, checkpoint)
+    keys = dict.fromkeys([asked, *(every_weights(folder) if all_weights else ())])
+    models = {key: load(run, weights=key[0], checkpoint=key[1]) for key in keys}
+    model = models[asked]
     data: Dataset = load_dataset(folder.dataset if dataset is None else dataset, require=(split,))
     refuse_other_classes(data, model.classes)
+    scored_classes(config.evaluation.classes, data.classes)  # refused before anything is scored
     scores = evaluate_models(
-        {"model": model.network},
+        {"-".join(key): loaded.network for key, loaded in models.items()},
         data.sections[split],
         data,
         config,
         device=model.network.mean.device,
     )
-    result = scores["model"].to_json(weights=weights, step=model.card.step)
-    result |= {"split": split, "checkpoint": checkpoint}
-    name = f"{split}-{result['protocol']}-{weights}-{checkpoint}.json"
-    write_json(folder.path / "eval" / name, result)
-    return result
+    results = {}
+    for key, loaded in models.items():
+        score = scores["-".join(key)]
+        result = score.to_json(weights=key[0], step=loaded.card.step)
+        results[key] = result | {"split": split, "checkpoint": key[1]}
+        name = score_file(score, split, *key, is_other=dataset is not None)
+        write_json(folder.path / "eval" / name, results[key])
+    return results[asked] | ({"all": list(results.values())} if all_weights else {})
+
+
+def scoring_config(config: Config, protocol: str | None, overrides: Mapping[str, Any]) -> Config:
+    """A run's settings with another protocol.
+
+    Raises:
+        UserError: (exit status 2) where a setting is none of an evaluation's.
+    """
+    other = [key for key in overrides if not key.startswith("evaluation.")]
+    if other:
+        raise UserError(
+            f"Scoring takes settings of the group evaluation alone; '{other[0]}' belongs to the "
+            "training, which is over.",
+            exit_code=2,
+        )
+    named = {} if protocol is None else protocol_settings(protocol)
+    return config.with_overrides(named | dict(overrides))
+
+
+def every_weights(folder: RunFolder) -> list[tuple[str, str]]:
+    """Teacher and student of the last checkpoint, and of the best where there is one."""
+    checkpoints = ["last", *(["best"] if folder.checkpoint("best").is_file() else [])]
+    return [(weights, checkpoint) for checkpoint in checkpoints for weights in ("ema", "student")]
+
+
+def score_file(
+    score: Evaluation, split: str, weights: str, checkpoint: str, *, is_other: bool
+) -> str:
+    """The name of a result's file: other images, numbers or classes are another file."""
+    parts = [split, score.protocol.label]
+    if score.scored is not None:
+        parts.append(f"{len(score.scored)}classes")
+    if is_other:
+        parts.append(score.split_sha256[:8])
+    return "-".join([*parts, weights, checkpoint]) + ".json"
 
 
 def inspect(
@@ -446,11 +521,15 @@ def make_report(
     return {**written, "ended": ended, "inspection": inspection}
 
 
-def compare(runs: Sequence[str | Path], *, out: str | Path | None = None) -> dict[str, Any]:
+def compare(
+    runs: Sequence[str | Path], *, scores: str | None = None, out: str | Path | None = None
+) -> dict[str, Any]:
     """Compare runs that have ended, grouped by their settings without the seed.
 
     Args:
         runs: run folders; the group of the first is what the others are compared with.
+        scores: a result in each run's ``eval/``, without suffix, as :func:`evaluate` left it; None
+            takes the last teacher on val, as training scored it.
         out: an HTML page to write; None writes none.
 
     Returns:
@@ -459,7 +538,7 @@ def compare(runs: Sequence[str | Path], *, out: str | Path | None = None) -> dic
     Raises:
         UserError: where a run has not ended, or there are fewer than two.
     """
-    result = compare_records([read_record(Path(run)) for run in runs])
+    result = compare_records([read_record(Path(run)) for run in runs], scores)
     if out is not None:
         result["report"] = write_comparison(result, Path(out))["report"]
     return result

@@ -27,6 +27,12 @@ _LARGEST = 2**32  # of whole numbers; what is far beyond a machine should not re
 Rate = Annotated[int, Field(ge=1)]
 """Cells from one tap of a dilated convolution to the next."""
 
+Side = Annotated[int, Field(ge=1, le=65_536)]
+"""Of a window, in pixels."""
+
+Scale = Annotated[float, Field(gt=0, le=8)]
+"""A size of an image, as a factor."""
+
 
 class Settings(BaseModel):
     """A frozen group of settings in which an unknown key is an error."""
@@ -269,11 +275,21 @@ class TrainSettings(Settings):
 class EvaluationSettings(Settings):
     """How images are scored."""
 
-    protocol: Literal["whole", "slide"] = "whole"
-    crop: tuple[int, int] | None = None
-    """Window of ``slide`` in pixels; None takes the training crop."""
+    protocol: Literal["whole", "slide", "center-crop"] = "whole"
+    """``whole`` sees each image at once, ``slide`` averages the logits of windows [P: on
+    Cityscapes], ``center-crop`` sees and scores the middle alone [C: on VOC]."""
+    crop: tuple[Side, Side] | None = None
+    """Window of ``slide``, or the middle of ``center-crop``, in pixels; None takes the training
+    crop."""
     stride_fraction: float = Field(2 / 3, gt=0, le=1)
     """Stride of the sliding window, as a fraction of the window."""
+    scales: tuple[Scale, ...] = Field((1.0,), min_length=1, max_length=32)
+    """Sizes at which each image is seen, as factors; the probabilities are averaged."""
+    flip: bool = False
+    """See each image mirrored left and right too, at every size; probabilities are averaged."""
+    classes: tuple[str, ...] | None = Field(None, min_length=1)
+    """Names of the classes whose mean is the mIoU, or ``synthia-16`` or ``synthia-13``; the network
+    keeps all of them. None takes all."""
     batch_size: int = Field(8, ge=1, le=65_536)
 
 

@@ -23,6 +23,7 @@ from u2pl.data.sources import Dataset, Sample
 from u2pl.engine.state import queue_capacities
 from u2pl.engine.trial import Trial, try_steps
 from u2pl.errors import UserError
+from u2pl.models.encoders import cell_size
 
 _PASSES = 80  # over the unlabelled images [P: the epochs on VOC]
 _FEWEST_STEPS, _MOST_STEPS = 2_000, 40_000
@@ -234,7 +235,7 @@ def scaled(size: tuple[int, int], short: int) -> tuple[int, int]:
 
 def crop_size(config: Config, size: tuple[int, int]) -> Choice:
     """The recipe's crop, or what an image fills of it, in whole cells of the encoder's grid."""
-    cell, crop = config.model.output_stride, config.data.crop
+    cell, crop = cell_size(config.model), config.data.crop
     filled = tuple(
         min(side, max(math.ceil(length / cell) * cell, 2 * cell))
         for side, length in zip(crop, size, strict=True)

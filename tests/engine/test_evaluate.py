@@ -26,9 +26,11 @@ from u2pl.engine.evaluate import (
     resize_logits,
     window_starts,
 )
+from u2pl.engine.protocol import CLASS_SETS, Protocol, at_scale
 from u2pl.models import SegmentationOutput, Segmenter
 
 CPU = torch.device("cpu")
+WHOLE, SLIDE = Protocol("whole"), Protocol("slide", crop=(16, 16), stride_fraction=0.5)
 
 
 class Colors(nn.Module):
@@ -70,7 +72,7 @@ def slow_confusion(model: nn.Module, dataset: Dataset, resize: int | None = None
     for sample in dataset.val:
         pixels = read_image(sample.image)
         image = eval_image(pixels, resize=resize).unsqueeze(0)
-        logits = predict_logits(model, image, protocol="whole", crop=(8, 8), stride=1)
+        logits = predict_logits(model, image, WHOLE)
         found = resize_logits(logits, pixels.shape[:2])[0].argmax(0).numpy()
         assert sample.mask is not None
         mask = np.asarray(Image.open(sample.mask))
@@ -127,7 +129,7 @@ def evaluation(confusion: list[list[int]], **changes: Any) -> Evaluation:
         "confusion": torch.tensor(confusion),
         "entropy_histogram": torch.zeros(NUM_BINS, dtype=torch.long),
         "classes": ("a", "b", "c"),
-        "protocol": "whole",
+        "protocol": WHOLE,
         "num_images": 2,
         "split_sha256": "0",
     }
@@ -212,8 +214,8 @@ def test_sliding_equals_whole_where_the_window_covers_the_image() -> None:
     model = Segmenter(tiny_config().model, 3).eval()
     images = torch.rand(2, 3, 40, 52)
     whole, slide = (
-        predict_logits(model, images, protocol=protocol, crop=(40, 60), stride=0.5)
-        for protocol in ("whole", "slide")
+        predict_logits(model, images, protocol)
+        for protocol in (WHOLE, Protocol("slide", (40, 60), 0.5))
     )
     assert whole.shape == (2, 3, 40, 52)
     assert torch.equal(whole, slide)
@@ -230,18 +232,16 @@ def test_sliding_windows_are_averaged_where_they_overlap() -> None:
             size = (images.shape[0], 2, images.shape[2] // 4, images.shape[3] // 4)
             return SegmentationOutput(torch.full(size, float(self.calls)), None)
 
-    logits = predict_logits(
-        Count(), torch.rand(1, 3, 16, 24), protocol="slide", crop=(16, 16), stride=0.5
-    )
+    logits = predict_logits(Count(), torch.rand(1, 3, 16, 24), SLIDE)
     assert logits[0, 0, 3].tolist() == [1.0] * 8 + [1.5] * 8 + [2.0] * 8
 
 
 def test_local_network_says_the_same_in_windows(tmp_path: Path) -> None:
     model, images = Colors(), torch.rand(1, 3, 32, 48)
-    logits = predict_logits(model, images, protocol="slide", crop=(16, 16), stride=0.5)
+    logits = predict_logits(model, images, SLIDE)
     assert set(model.sizes) == {(1, 3, 16, 16)}
     assert len(model.sizes) == 3 * 5
-    whole = predict_logits(Colors(), images, protocol="whole", crop=(16, 16), stride=0.5)
+    whole = predict_logits(Colors(), images, WHOLE)
     assert (logits.argmax(1) == whole.argmax(1)).float().mean() > 0.9
 
 
@@ -253,9 +253,7 @@ def test_side_shorter_than_the_window_is_taken_whole(
     size: tuple[int, int], seen: set[tuple[int, ...]]
 ) -> None:
     model = Colors()
-    logits = predict_logits(
-        model, torch.rand(1, 3, *size), protocol="slide", crop=(16, 16), stride=0.5
-    )
+    logits = predict_logits(model, torch.rand(1, 3, *size), SLIDE)
     assert logits.shape == (1, 3, *size)
     assert set(model.sizes) == seen
     assert torch.isfinite(logits).all()
@@ -264,10 +262,9 @@ def test_side_shorter_than_the_window_is_taken_whole(
 @pytest.mark.parametrize("windows", [2, 3, 100])
 def test_windows_in_batches_say_the_same(windows: int) -> None:
     images, model = torch.rand(2, 3, 40, 56, generator=torch.Generator().manual_seed(0)), Colors()
-    given: dict[str, Any] = {"protocol": "slide", "crop": (16, 16), "stride": 0.5}
-    expected = predict_logits(model, images, **given)
+    expected = predict_logits(model, images, SLIDE)
     one_by_one = len(model.sizes)
-    torch.testing.assert_close(predict_logits(model, images, **given, windows=windows), expected)
+    torch.testing.assert_close(predict_logits(model, images, SLIDE, windows=windows), expected)
     assert len(model.sizes) - one_by_one == -(-one_by_one // windows)
     assert model.sizes[one_by_one][0] == 2 * min(windows, one_by_one)
 
@@ -277,5 +274,127 @@ def test_protocol_and_window_come_from_the_settings(tmp_path: Path) -> None:
     for crop, side in ((None, 32), ([16, 24], 16)):
         model = Colors()
         result = score(model, dataset, evaluation__protocol="slide", evaluation__crop=crop)
-        assert result.protocol == "slide"
+        assert result.protocol.name == "slide"
         assert {size[2] for size in model.sizes} == {side}
+
+
+# the middle
+
+
+@pytest.mark.parametrize("sizes", [[(40, 56), (20, 60)], [(33, 47), (17, 19), (40, 10)]])
+def test_center_crop_scores_the_middle_and_no_padding(
+    tmp_path: Path, sizes: list[tuple[int, int]]
+) -> None:
+    """As the published code cuts image and mask alike, but for padding, which it scores as 0."""
+    dataset, table, (height, width) = dataset_of(tmp_path, sizes), np.zeros((3, 3), int), (24, 20)
+    for sample in dataset.val:
+        image = eval_image(read_image(sample.image), resize=None)
+        assert sample.mask is not None
+        mask = torch.from_numpy(np.asarray(Image.open(sample.mask)).astype(np.int64))
+        down, right = max(height - mask.shape[0], 0), max(width - mask.shape[1], 0)
+        border = (right // 2, right - right // 2, down // 2, down - down // 2)
+        image, mask = nn.functional.pad(image, border), nn.functional.pad(mask, border, value=255)
+        y, x = (mask.shape[0] - height) // 2, (mask.shape[1] - width) // 2
+        logits = predict_logits(
+            Colors(), image[None, :, y : y + height, x : x + width].clone(), WHOLE
+        )
+        found, mask = logits[0].argmax(0), mask[y : y + height, x : x + width]
+        known = mask != 255
+        np.add.at(table, (mask[known].numpy(), found[known].numpy()), 1)
+    model = Colors()
+    result = score(
+        model, dataset, evaluation__protocol="center-crop", evaluation__crop=[height, width]
+    )
+    assert result.confusion.tolist() == table.tolist()
+    assert {size[2:] for size in model.sizes} == {(height, width)}
+    shown = sum(min(height, h) * min(width, w) for h, w in sizes)
+    assert result.entropy_histogram.sum() == shown
+
+
+def test_middle_of_a_resized_image_is_scored_at_the_masks_own_size(tmp_path: Path) -> None:
+    dataset, model = dataset_of(tmp_path, [(40, 60)]), Colors()
+    result = score(
+        model,
+        dataset,
+        data__resize=20,
+        evaluation__protocol="center-crop",
+        evaluation__crop=[10, 16],
+    )
+    assert model.sizes == [(1, 3, 10, 16)]
+    assert result.entropy_histogram.sum() == 20 * 32
+
+
+# several sizes, mirrored
+
+
+def test_views_are_averaged_as_probabilities() -> None:
+    images, model = torch.rand(2, 3, 24, 32), Colors()
+    scales = (0.5, 1.0, 1.5)
+    expected = torch.zeros(2, 3, 24, 32)
+    for scale in scales:
+        view = at_scale(images, scale)
+        for turn in (lambda x: x, lambda x: x.flip(-1)):
+            logits = turn(predict_logits(model, turn(view), WHOLE))
+            expected += resize_logits(logits, (24, 32)).softmax(1) / 6
+    logits = predict_logits(model, images, Protocol(scales=scales, flip=True))
+    torch.testing.assert_close(logits.softmax(1), expected)
+    assert [size[2:] for size in model.sizes[-6:]] == 2 * [(12, 16)] + 2 * [(24, 32)] + 2 * [
+        (36, 48)
+    ]
+
+
+def test_a_local_network_says_the_same_of_the_mirrored_image() -> None:
+    """Cells of 4 pixels lie alike from both ends where the width is a multiple of 4."""
+    images = torch.rand(1, 3, 16, 24)
+    plain = predict_logits(Colors(), images, WHOLE).softmax(1)
+    both = predict_logits(Colors(), images, Protocol(flip=True)).softmax(1)
+    torch.testing.assert_close(both, plain)
+
+
+def test_windows_of_every_size_are_of_one_size() -> None:
+    model = Colors()
+    protocol = Protocol("slide", crop=(16, 16), stride_fraction=0.5, scales=(0.5, 2.0), flip=True)
+    logits = predict_logits(model, torch.rand(1, 3, 32, 32), protocol, windows=4)
+    assert logits.shape == (1, 3, 32, 32)
+    assert {size[2:] for size in model.sizes} == {(16, 16)}
+
+
+def test_probabilities_of_nothing_stay_finite_logits() -> None:
+    class Sure(nn.Module):
+        """Says class 0 with all its might."""
+
+        def forward(self, images: Tensor, *, with_features: bool = True) -> SegmentationOutput:
+            logits = torch.zeros(1, 2, images.shape[2] // 4, images.shape[3] // 4)
+            logits[:, 0] = 1e4
+            return SegmentationOutput(logits, None)
+
+    logits = predict_logits(Sure(), torch.rand(1, 3, 8, 8), Protocol(flip=True))
+    assert logits.isfinite().all()
+    assert (logits.softmax(1)[:, 0] == 1).all()
+
+
+# some of the classes
+
+
+def test_mean_over_some_classes_counts_false_alarms_on_the_others(tmp_path: Path) -> None:
+    dataset = dataset_of(tmp_path, SIZES[:2])
+    every = score(Colors(), dataset)
+    some = score(Colors(), dataset, evaluation__classes=["tree", "ground"])
+    assert torch.equal(every.confusion, some.confusion)
+    assert every.iou == some.iou
+    first, last = every.iou["ground"], every.iou["tree"]
+    assert first is not None
+    assert last is not None
+    assert some.miou == pytest.approx((first + last) / 2)
+    assert some.to_json(weights="ema", step=1)["miou_classes"] == ["ground", "tree"]
+    assert every.to_json(weights="ema", step=1)["miou_classes"] is None
+
+
+def test_both_means_of_synthia_are_in_the_result() -> None:
+    names = CLASS_SETS["synthia-16"]
+    confusion = torch.diag(torch.arange(1, 17))
+    confusion[names.index("wall"), names.index("fence")] = 40
+    result = evaluation(confusion.tolist(), classes=names).to_json(weights="ema", step=1)
+    assert result["miou_of_sets"]["synthia-13"] == 100
+    assert result["miou_of_sets"]["synthia-16"] == result["miou"] < 100
+    assert evaluation([[1, 0, 0]] * 3).to_json(weights="ema", step=1)["miou_of_sets"] == {}

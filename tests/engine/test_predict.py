@@ -14,12 +14,13 @@ from PIL import Image
 
 from factories import write_dataset
 from tiny import tiny_overrides
-from u2pl import evaluate, load, train
+from u2pl import evaluate, load, predict, train
 from u2pl.data.sources import load_dataset
 from u2pl.engine.checkpoint import load_weights, save_weights
 from u2pl.engine.evaluate import NUM_BINS
 from u2pl.engine.predict import SegmentationModel, find_images, load_model, predict_images
 from u2pl.engine.run_folder import RunFolder
+from u2pl.engine.tiles import Tiling
 from u2pl.errors import UserError
 
 ALL = ("masks", "overlays", "entropy", "reliable")
@@ -320,6 +321,8 @@ def test_unknown_kind_of_picture_is_refused(model: SegmentationModel, tmp_path: 
         ("crop", [1]),
         ("crop", [0, 0]),
         ("stride_fraction", 0),
+        ("scales", []),
+        ("flip", "x"),
         ("reliable_entropy", None),
         ("step", "x"),
         ("model", {"encoder": "none"}),
@@ -380,3 +383,86 @@ def test_pattern_leads_upwards_only_before_its_first_wildcard(tmp_path: Path) ->
 def test_path_too_long_for_a_file_is_nowhere(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no image and no folder"):
         find_images(tmp_path / ("n" * 5000))
+
+
+# for a test server
+
+
+def cityscapes_run(run: Path, folder: Path) -> Path:
+    """The run with names of Cityscapes."""
+    copy = shutil.copytree(run, folder)
+    card = json.loads((copy / "model.json").read_text())
+    names = {"classes": ["road", "traffic light", "bicycle"], "recipe": "demo"}
+    (copy / "model.json").write_text(json.dumps(card | names))
+    return copy
+
+
+def test_cityscapes_server_gets_its_own_ids_at_full_size(run: Path, tmp_path: Path) -> None:
+    model = load_model(cityscapes_run(run, tmp_path / "run"))
+    names = [f"{city}/{city}_000000_00001{i}_leftImg8bit.png" for i, city in enumerate(["a", "b"])]
+    source, out = write_images(tmp_path / "in", *names), tmp_path / "out"
+    predict_images(model, source, out, kinds=(), server="cityscapes", manifest=True)
+    assert pictures(out) == {
+        "manifest.jsonl",
+        "cityscapes/a_000000_000010_pred_labelIds.png",
+        "cityscapes/b_000000_000011_pred_labelIds.png",
+    }
+    with Image.open(out / "cityscapes/a_000000_000010_pred_labelIds.png") as image:
+        assert (image.mode, image.size) == ("L", (47, 33))
+        ids = np.asarray(image)
+    mask = model.predict(source / names[0]).mask
+    assert np.array_equal(ids, np.array([7, 19, 33])[mask])
+    again = predict_images(
+        model, source, out, kinds=(), server="cityscapes", manifest=True, resume=True
+    )
+    assert (again["images"], again["skipped"]) == (0, 2)
+
+
+def test_voc_server_gets_palette_files_beside_what_else_is_asked_for(
+    run: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    card = json.loads((copy / "model.json").read_text())
+    names = {"classes": ["background", "tv/monitor", "cat"]}
+    (copy / "model.json").write_text(json.dumps(card | names))
+    model, out = load_model(copy), tmp_path / "out"
+    source = write_images(tmp_path / "in", "2008_000006.jpg")
+    small = Tiling(size=64, overlap=32, whole=1)
+    for tiling, folder in ((None, out / "whole"), (small, out / "tiles")):
+        predict_images(model, source, folder, kinds=["masks"], server="voc", tiling=tiling)
+        place = "results/VOC2012/Segmentation/comp6_test_cls/2008_000006.png"
+        assert pictures(folder) == {place, "masks/2008_000006.png"}
+        with Image.open(folder / place) as image, Image.open(folder / "masks/2008_000006.png") as m:
+            assert image.mode == "P"
+            assert image.getpalette()[60:63] == [0, 64, 128]  # type: ignore[index]
+            assert np.array_equal(np.asarray(image), np.array([0, 20, 8])[np.asarray(m)])
+
+
+def test_image_of_another_name_stops_before_anything_is_written(run: Path, tmp_path: Path) -> None:
+    model, out = load_model(cityscapes_run(run, tmp_path / "run")), tmp_path / "out"
+    source = write_images(tmp_path / "in", "a_000000_000010_leftImg8bit.png", "photo.png")
+    with pytest.raises(UserError, match="cityscapes server knows images by names such as"):
+        predict_images(model, source, out, server="cityscapes")
+    assert not out.exists()
+
+
+def test_prediction_by_another_protocol_is_that_of_its_scores(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    scored = evaluate(copy, protocol="whole-ms-flip")
+    dataset = load_dataset(RunFolder(copy).dataset)
+    out, table = tmp_path / "out", np.zeros((3, 3), int)
+    predict(copy, dataset.val[0].image.parent, out=out, save=["masks"], protocol="whole-ms-flip")
+    for sample in dataset.val:
+        mask = np.asarray(Image.open(out / "masks" / f"{sample.name}.png"))
+        np.add.at(table, (dataset.read_mask(sample), mask), 1)
+    assert scored["confusion"] == table.tolist()
+    with pytest.raises(UserError, match="center-crop scores the middle"):
+        predict(copy, dataset.val[0].image.parent, out=out, protocol="center-crop")
+
+
+def test_description_of_an_earlier_version_sees_images_once(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    card = json.loads((copy / "model.json").read_text())
+    old = {key: value for key, value in card.items() if key not in ("scales", "flip")}
+    (copy / "model.json").write_text(json.dumps(old))
+    assert not load_model(copy).card.seen_by.has_views

@@ -10,9 +10,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from u2pl.config import ModelSettings
 from u2pl.errors import UserError
 from u2pl.models import encoders
-from u2pl.models.encoders import build_encoder, normalization, patch_size
+from u2pl.models.encoders import build_encoder, cell_size, normalization, patch_size
+from vits import TINY_VIT
 
 timm = encoders.timm  # imported there after u2pl has made torchvision importable
 NAME = "test_efficientnet"  # the smallest of the models that timm has for tests
@@ -135,9 +137,67 @@ def test_hub_that_cannot_be_reached_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(UserError) as caught:
         build(pretrained=True)
     assert str(caught.value) == (
-        f"The ImageNet weights of '{NAME}' could not be loaded from timm's hub (OSError). Pass a "
+        f"The pretrained weights of '{NAME}' could not be loaded from timm's hub (OSError). Pass a "
         "local file with model.weights=FILE, or train from scratch with model.pretrained=false."
     )
+
+
+@pytest.mark.parametrize("size", ["small", "base"])
+def test_dinov2_without_a_hub_names_the_way_to_a_file(
+    size: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*_: Any, **__: Any) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(encoders, "ViTEncoder", offline)
+    name = f"vit_{size}_patch14_dinov2.lvd142m"
+    with pytest.raises(UserError, match=rf"'{name}' could not .* file with model\.weights=FILE"):
+        build(name, pretrained=True, vit=True)
+
+
+def test_file_of_dinov2_for_another_grid_is_resampled_by_timm(tmp_path: Path) -> None:
+    name, path = "vit_small_patch14_dinov2.lvd142m", tmp_path / "dinov2.safetensors"
+    saved = timm.create_model(name, pretrained=False, img_size=112).state_dict()
+    save_file(saved, path)
+    loaded = build(name, weights=path, vit=True).model.state_dict()
+    assert loaded.keys() == saved.keys()
+    assert [key for key in saved if not torch.equal(loaded[key], saved[key])] == ["pos_embed"]
+    expected = timm.layers.resample_abs_pos_embed(saved["pos_embed"], [37, 37])
+    torch.testing.assert_close(loaded["pos_embed"], expected)
+
+
+def test_file_of_the_model_itself_keeps_its_positions(tmp_path: Path) -> None:
+    """Also as their authors publish it: with a token that only their training uses."""
+    state, path = timm_state(TINY_VIT), tmp_path / "dinov2.pth"
+    torch.save(state | {"mask_token": torch.zeros(1, 64)}, path)
+    loaded = build(TINY_VIT, weights=path, vit=True).model.state_dict()
+    assert [key for key in state if not torch.equal(loaded[key], state[key])] == []
+
+
+@pytest.mark.parametrize("shape", [(1, 12, 64), (1, 17, 32), (2, 17, 64), (17, 64), (1, 1, 64)])
+def test_positions_that_are_of_no_square_are_told(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    state, path = timm_state(TINY_VIT), tmp_path / "dinov2.safetensors"
+    save_file(state | {"pos_embed": torch.zeros(shape)}, path)
+    with pytest.raises(UserError, match=r"expected 'pos_embed' of shape \(1, 26, 64\), got"):
+        build(TINY_VIT, weights=path, vit=True)
+
+
+def test_blocks_are_read_through_the_last_norm() -> None:
+    encoder = build(TINY_VIT, vit=True).eval()
+    images = torch.rand(1, 3, 70, 84)
+    features, tokens = encoder(images)
+    whole = encoder.model.forward_features(images)
+    assert [one.shape for one in features] == 4 * [(1, 64, 5, 6)]
+    torch.testing.assert_close(features[-1].flatten(2).mT, whole[:, 1:])
+    torch.testing.assert_close(tokens[-1], whole[:, :1])
+
+
+@pytest.mark.parametrize(
+    ("encoder", "decoder", "size"),
+    [("resnet50", "deeplabv3plus", 16), (TINY_VIT, "dpt", 14), ("test_vit", "dpt", 16)],
+)
+def test_cell_of_the_grid_is_known_from_the_settings(encoder: str, decoder: Any, size: int) -> None:
+    assert cell_size(ModelSettings(encoder=encoder, decoder=decoder)) == size
 
 
 def test_encoder_that_cannot_have_the_stride_is_told() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from records import write_run
+from records import NAMES, scores_of, write, write_run
 from u2pl.errors import UserError
 from u2pl.report.compare import compare_records, difference, paired_interval, statement
 from u2pl.report.record import Record, read_record
@@ -132,7 +132,7 @@ def test_what_makes_runs_hard_to_compare_is_noted(tmp_path: Path) -> None:
     (runs[1] / "eval/val.json").write_text(json.dumps(tree))
     (runs[1] / "environment.json").write_text('{"split_sha256": {"labeled": "2"}}')
     notes = " ".join(compare_records([read_record(run) for run in runs])["notes"])
-    for words in ("list of val images", "protocol", "list of labelled images", "to the end: b."):
+    for words in ("list of images", "protocol", "list of labelled images", "to the end: b."):
         assert words in notes, words
 
 
@@ -161,3 +161,34 @@ def test_one_run_is_nothing_to_compare(tmp_path: Path) -> None:
     assert caught.value.exit_code == 2
     with pytest.raises(UserError, match="stands there twice"):
         compare_records([run, run])
+
+
+def test_named_result_is_compared_over_seeds(tmp_path: Path) -> None:
+    """As `u2pl evaluate` leaves it, on another split by another protocol than the training."""
+    scores = {0.0: {0: 50.0, 1: 52.0, 2: 54.0}, 0.1: {0: 53.0, 1: 54.0, 2: 58.0}}
+    runs, name = records(tmp_path, scores), "test-slide-24-ema-best"
+    for i, run in enumerate(runs):
+        own = scores_of(NAMES, miou=30.0 + i, step=20) | {"protocol": "slide"}
+        write(run.path / "eval" / f"{name}.json", own)
+    result = compare_records(runs, name)
+    assert result["scored"] == name
+    first, second = result["groups"]
+    assert (first["mean"], first["deviation"], first["mean_student"]) == (31.0, 1.0, None)
+    assert second["seeds"] == {0: 33.0, 1: 34.0, 2: 35.0}
+    assert first["iou"]["sky"] == 31.0
+    assert {row["step"] for row in result["runs"]} == {20}
+
+
+def test_windows_of_other_sizes_are_another_protocol(tmp_path: Path) -> None:
+    runs = records(tmp_path, {0.0: {0: 50.0, 1: 52.0}})
+    for crop, run in zip((24, 32), runs, strict=True):
+        numbers = {"protocol_settings": {"crop": [crop, crop]}}
+        write(run.path / "eval" / "a.json", scores_of(NAMES) | numbers)
+    assert "The runs were not scored by the same protocol." in compare_records(runs, "a")["notes"]
+
+
+@pytest.mark.parametrize("name", ["none", "../config", "", "a/b"])
+def test_result_that_a_run_lacks_is_told(tmp_path: Path, name: str) -> None:
+    runs = records(tmp_path, {0.0: {0: 50.0, 1: 52.0}})
+    with pytest.raises(UserError, match=rf"has no eval/{name}\.json; name a file of eval/"):
+        compare_records(runs, name)

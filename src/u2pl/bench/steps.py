@@ -18,6 +18,7 @@ from u2pl.data.batch import Batch, LabeledBatch, UnlabeledBatch
 from u2pl.data.sources import Dataset
 from u2pl.engine.evaluate import Tally, predict_logits
 from u2pl.engine.loop import choose_precision
+from u2pl.engine.protocol import Protocol
 from u2pl.engine.state import TrainState, initial_state
 from u2pl.engine.step import training_step
 
@@ -123,7 +124,7 @@ def evaluation_work(steps: Steps, dataset: Dataset) -> Callable[[], float]:
     Returns:
         A function that does it once and returns its seconds, decoding left out.
     """
-    config, device = steps.config, steps.fabric.device
+    device = steps.fabric.device
     images = steps.batch.labeled.images
     masks = steps.batch.labeled.labels
     student: nn.Module = getattr(steps.state.student, "module", steps.state.student)
@@ -134,9 +135,7 @@ def evaluation_work(steps: Steps, dataset: Dataset) -> Callable[[], float]:
         finish(device)
         started = time.perf_counter()
         for network, tally in zip((student, steps.state.teacher), tallies, strict=True):
-            logits = predict_logits(
-                network, images, protocol="whole", crop=config.data.crop, stride=2 / 3
-            )
+            logits = predict_logits(network, images, Protocol("whole"))
             for row, mask in enumerate(masks):
                 tally.add(logits[row : row + 1], mask)
         finish(device)

@@ -33,8 +33,20 @@ def predict(
     ],
     out: Annotated[Path, typer.Option(help="Gets a folder for each kind of picture.")],
     save: Annotated[
-        str, typer.Option(help=f"Kinds of pictures, with commas: {', '.join(KINDS)}.")
-    ] = ",".join(DEFAULT_KINDS),
+        str | None,
+        typer.Option(
+            help=f"Kinds of pictures, with commas: {', '.join(KINDS)}.  "
+            f"[default: {','.join(DEFAULT_KINDS)}]"
+        ),
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(help="voc or cityscapes: write the folder that this test server takes."),
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(help="whole, slide-769, slide-ms-flip, …  [default: the run's]"),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Pass over images whose results are whole.")
     ] = False,
@@ -54,7 +66,7 @@ def predict(
 ) -> None:
     """Label images: class ids, overlays, entropy, and where the network is sure."""
     world = world_of(os.environ)
-    kinds = [kind.strip() for kind in save.split(",") if kind.strip()]
+    kinds = None if save is None else [kind.strip() for kind in save.split(",") if kind.strip()]
     with ProgressBar(
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
@@ -70,6 +82,8 @@ def predict(
             source,
             out=out,
             save=kinds,
+            server=server,
+            protocol=protocol,
             weights=weights,
             checkpoint=checkpoint,
             resume=resume,
@@ -80,6 +94,10 @@ def predict(
             on_image=lambda done, total: bar.update(task, completed=done, total=total or None),
             world=world,
         )
+    if kinds is None:
+        kinds = list(DEFAULT_KINDS) if server is None else []
+    if server is not None:
+        kinds.insert(0, f"results for the {server} server")
     describe(result, kinds, out, "" if world.size == 1 else f"Process {world.rank}: ")
     if world.is_first:
         write_result(json_file, result)

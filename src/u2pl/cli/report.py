@@ -66,12 +66,16 @@ negative keys are wrong.'
 
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; the first is the base.")],
+    scores: Annotated[
+        str | None,
+        typer.Option(help="A file of each run's eval/ without .json.  [default: last, on val]"),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="An HTML page to write.", dir_okay=False)] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Set runs side by side: mean and deviation over seeds, and what differences show."""
-    result = api.compare(runs, out=out)
-    console.print(groups_table(result["groups"]))
+    result = api.compare(runs, scores=scores, out=out)
+    console.print(groups_table(result["groups"], result["scored"]))
     for item in result["differences"]:
         say(f"{item['label']} against {item['base']}: {item['statement']}")
     for note in result["notes"]:
@@ -81,11 +85,12 @@ def compare(
     write_result(json_file, result)
 
 
-def groups_table(groups: list[dict[str, Any]]) -> Table:
+def groups_table(groups: list[dict[str, Any]], scored: str) -> Table:
     """Each group's seeds, mean, deviation, and runs."""
-    table = Table(title="mIoU on val in %, last checkpoint, by settings without the seed")
+    title = f"mIoU in % of {scored}, by settings without the seed"
+    table = Table(title=as_it_is(title))
     table.add_column("group", overflow="fold")
-    for column in ("seeds", "teacher", "±", "student", "runs"):
+    for column in ("seeds", "mean", "±", "student", "runs"):
         table.add_column(column, justify="right")
     for group in groups:
         table.add_row(

@@ -122,13 +122,26 @@ def describe_best(best: dict[str, Any]) -> str:
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="The run folder.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(help="evaluation.KEY=value; see docs/reference/settings.md."),
+    ] = None,
     dataset: Annotated[
         Path | None, typer.Option(help="Another dataset.yaml with the same classes.")
     ] = None,
     split: Annotated[str, typer.Option(help="val or test.")] = "val",
-    protocol: Annotated[str | None, typer.Option(help="whole or slide.")] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="whole, slide-769, center-crop-513, whole-ms-flip, …  [default: the run's]"
+        ),
+    ] = None,
     weights: Annotated[str, typer.Option(help="ema (the teacher) or student.")] = "ema",
     checkpoint: Annotated[str, typer.Option(help="last or best.")] = "last",
+    all_weights: Annotated[
+        bool,
+        typer.Option("--all-weights", help="Teacher and student, last and best, side by side."),
+    ] = False,
     json_file: JsonOption = None,
 ) -> None:
     """Score a run: one confusion matrix over all images of a split."""
@@ -139,17 +152,48 @@ def evaluate(
         protocol=protocol,
         weights=weights,
         checkpoint=checkpoint,
+        all_weights=all_weights,
+        overrides=parse_assignments(settings or []),
     )
-    table = Table(
-        title=as_it_is(
-            f"{split}, {result['images']} images, protocol {result['protocol']}, "
-            f"{weights} weights at step {result['step']}"
-        )
-    )
-    table.add_column("class")
-    table.add_column("IoU %", justify="right")
-    for name, value in result["iou"].items():
-        table.add_row(as_it_is(name), percent(value))
-    table.add_row("mean", percent(result["miou"]), style="bold")
-    console.print(table)
+    console.print(scores_table(result.get("all", [result]), split))
     write_result(json_file, result)
+
+
+def scores_table(results: list[dict[str, Any]], split: str) -> Table:
+    """IoU of each class, and the means; a column for each of the networks."""
+    first = results[0]
+    title = f"{split}, {first['images']} images, protocol {described(first)}"
+    if len(results) == 1:
+        title += f", {first['weights']} weights at step {first['step']}"
+    table = Table(title=as_it_is(title))
+    table.add_column("class")
+    for result in results:
+        several = f"{result['weights']} {result['checkpoint']}, step {result['step']}"
+        table.add_column("IoU %" if len(results) == 1 else several, justify="right")
+    for name in first["iou"]:
+        table.add_row(as_it_is(name), *(percent(result["iou"][name]) for result in results))
+    counted = first["miou_classes"]
+    mean = "mean" if counted is None else f"mean of {len(counted)} classes"
+    table.add_row(mean, *(percent(result["miou"]) for result in results), style="bold")
+    for name in first["miou_of_sets"]:
+        means = (percent(result["miou_of_sets"][name]) for result in results)
+        table.add_row(f"mean of {name}", *means, style="bold")
+    return table
+
+
+def described(result: dict[str, Any]) -> str:
+    """A result's protocol with its numbers.
+
+    >>> numbers = {"crop": [769, 769], "stride": [513, 513], "scales": [1.0], "flip": False}
+    >>> described({"protocol": "slide", "protocol_settings": numbers})
+    'slide (769 x 769, stride 513 x 513)'
+    """
+    numbers = result["protocol_settings"]
+    said = []
+    if numbers["crop"] is not None:
+        said.append(" x ".join(map(str, numbers["crop"])))
+    if numbers["stride"] is not None:
+        said.append("stride " + " x ".join(map(str, numbers["stride"])))
+    if numbers["scales"] != [1.0]:
+        said.append("sizes " + " ".join(f"{scale:g}" for scale in numbers["scales"]))
+    return str(result["protocol"]) + (f" ({', '.join(said)})" if said else "")

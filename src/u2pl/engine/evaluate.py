@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,15 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from u2pl.config import Config
 from u2pl.data.loaders import evaluation_batches
 from u2pl.data.sources import Dataset, Sample, split_hash
+from u2pl.engine.protocol import (
+    Protocol,
+    Window,
+    at_scale,
+    middle,
+    protocol_of,
+    scored_classes,
+    sets_within,
+)
 from u2pl.engine.world import ALONE, World
 from u2pl.models import upsample
 from u2pl.partition import prediction_entropy
@@ -31,17 +40,19 @@ class Evaluation:
         confusion: [C, C] int64 on the CPU, pixels by (true class, predicted class).
         entropy_histogram: [NUM_BINS] int64, pixels by entropy from 0 to log C.
         classes: names in id order.
-        protocol: ``whole`` or ``slide``.
+        protocol: what was seen and scored.
         num_images: images scored.
         split_sha256: of the list of their names.
+        scored: ids of the classes whose mean is the mIoU; None for all.
     """
 
     confusion: Tensor
     entropy_histogram: Tensor
     classes: tuple[str, ...]
-    protocol: str
+    protocol: Protocol
     num_images: int
     split_sha256: str
+    scored: tuple[int, ...] | None = None
 
     @property
     def iou(self) -> dict[str, float | None]:
@@ -54,8 +65,16 @@ class Evaluation:
 
     @property
     def miou(self) -> float:
-        """Mean over the classes that occur, in percent; nan where no pixel is known."""
-        return float(class_iou(self.confusion).nanmean())
+        """Mean over the scored classes that occur, in percent; nan where no pixel is known."""
+        return self.mean_over(self.scored)
+
+    def mean_over(self, ids: Sequence[int] | None) -> float:
+        """Mean IoU in percent over those of these classes that occur; None is all.
+
+        Pixels of other classes count all the same, as false alarms of the class that is seen there.
+        """
+        iou = class_iou(self.confusion)
+        return float((iou if ids is None else iou[list(ids)]).nanmean())
 
     def entropy_quantile(self, share: float) -> float:
         """The entropy in nats below which this share of the pixels lies (upper edge of a bin)."""
@@ -65,17 +84,27 @@ class Evaluation:
     def to_json(self, *, weights: str, step: int) -> dict[str, Any]:
         """Plain values, as ``evaluate --json`` writes them."""
         accuracy = self.confusion.diagonal().sum() / self.confusion.sum().clamp_min(1)
+        sets = sets_within(self.scored, self.classes)
+        counted = None if self.scored is None else [self.classes[i] for i in self.scored]
         return {
-            "miou": None if math.isnan(self.miou) else self.miou,
+            "miou": _number(self.miou),
+            "miou_classes": counted,
+            "miou_of_sets": {name: _number(self.mean_over(ids)) for name, ids in sets.items()},
             "iou": self.iou,
             "pixel_accuracy": float(accuracy) * 100,
-            "protocol": self.protocol,
+            "protocol": self.protocol.name,
+            "protocol_settings": self.protocol.to_json(),
             "weights": weights,
             "step": step,
             "images": self.num_images,
             "split_sha256": self.split_sha256,
             "confusion": self.confusion.tolist(),
         }
+
+
+def _number(value: float) -> float | None:
+    """A number as JSON has it."""
+    return None if math.isnan(value) else value
 
 
 def quantile_bin(histogram: Tensor, share: float) -> int:
@@ -111,35 +140,48 @@ def class_iou(confusion: Tensor) -> Tensor:
 
 @torch.no_grad()
 def predict_logits(
-    model: nn.Module,
-    images: Tensor,
-    *,
-    protocol: str,
-    crop: tuple[int, int],
-    stride: float,
-    windows: int = 1,
+    model: nn.Module, images: Tensor, protocol: Protocol, *, windows: int = 1
 ) -> Tensor:
-    """Logits at the images' own size.
+    """Logits of whole images, at their own size.
 
     Args:
         model: returns logits on the feature grid.
         images: [B, 3, H, W], RGB in [0, 1].
-        protocol: ``whole`` sees the image at once; ``slide`` averages the logits of windows.
-        crop: (height, width) of a window.
-        stride: of the windows, as a fraction of a window.
+        protocol: ``slide`` averages the logits of windows; any other kind sees the image at once.
+            With several sizes, or mirrored, the result is the logarithm of the mean probabilities.
         windows: of ``slide``, how many of each image the model sees in one batch.
 
     Returns:
         [B, C, H, W] float32.
     """
+    if not protocol.has_views:
+        return _one_view(model, images, protocol, windows)
+    size = (images.shape[-2], images.shape[-1])
+    total: Tensor | None = None
+    for scale in protocol.scales:
+        view = at_scale(images, scale)
+        for is_mirrored in (False, True) if protocol.flip else (False,):
+            shown = view.flip(-1) if is_mirrored else view
+            logits = _one_view(model, shown, protocol, windows)
+            logits = resize_logits(logits.flip(-1) if is_mirrored else logits, size)
+            probs = logits.softmax(dim=1)
+            total = probs if total is None else total.add_(probs)
+    assert total is not None, "a protocol has at least one size"
+    total /= len(protocol.scales) * (2 if protocol.flip else 1)
+    return total.clamp_min_(torch.finfo(total.dtype).tiny).log_()
+
+
+def _one_view(model: nn.Module, images: Tensor, protocol: Protocol, windows: int) -> Tensor:
+    """Logits [B, C, H, W] of images as they are, at once or by windows."""
     height, width = images.shape[-2:]
-    if protocol == "whole" or (height <= crop[0] and width <= crop[1]):
+    crop = protocol.crop
+    if protocol.kind != "slide" or (height <= crop[0] and width <= crop[1]):
         return upsample(model(images, with_features=False).logits.float(), (height, width))
     size = (min(height, crop[0]), min(width, crop[1]))
     corners = [
         (top, left)
-        for top in window_starts(height, size[0], stride)
-        for left in window_starts(width, size[1], stride)
+        for top in window_starts(height, size[0], protocol.stride_fraction)
+        for left in window_starts(width, size[1], protocol.stride_fraction)
     ]
     total: Tensor | None = None
     seen = images.new_zeros(1, 1, height, width)
@@ -157,6 +199,29 @@ def predict_logits(
             seen[..., rows, columns] += 1
     assert total is not None
     return total / seen
+
+
+def scored_logits(
+    model: nn.Module, images: Tensor, protocol: Protocol, *, windows: int = 1
+) -> tuple[Tensor, Window]:
+    """Logits of the part of images that a protocol scores, and which part that is.
+
+    Args:
+        model: see :func:`predict_logits`.
+        images: [B, 3, H, W], RGB in [0, 1].
+        protocol: ``center-crop`` sees and scores the middle; any other kind all of it.
+        windows: see :func:`predict_logits`.
+
+    Returns:
+        [B, C, h, w] float32 of the part, and the part of the images. Padding is in neither, so it
+        is never scored.
+    """
+    if protocol.kind != "center-crop":
+        logits = predict_logits(model, images, protocol, windows=windows)
+        return logits, Window(0, images.shape[-2], 0, images.shape[-1])
+    seen, shown, inside = middle(images, protocol.crop)
+    logits = predict_logits(model, seen, protocol)
+    return logits[..., inside.top : inside.bottom, inside.left : inside.right], shown
 
 
 def window_starts(length: int, window: int, stride: float) -> list[int]:
@@ -186,7 +251,7 @@ def evaluate(
     """Score networks side by side, so that each image is decoded once.
 
     Predictions are brought to each mask's own size before they are compared; a pixel counts once,
-    whatever image it is in.
+    whatever image it is in. ``center-crop`` cuts masks as it cuts images.
 
     Args:
         models: by name; put into evaluation mode, and back as they were.
@@ -201,12 +266,12 @@ def evaluate(
     Returns:
         An :class:`Evaluation` for each name, of all images in every process.
     """
-    settings = config.evaluation
+    settings, protocol = config.evaluation, protocol_of(config)
     tallies = {name: Tally(dataset, device) for name in models}
     was_training = {name: model.training for name, model in models.items()}
     for model in models.values():
         model.eval()
-    for images, masks, _, sizes in evaluation_batches(
+    for images, masks, _, _ in evaluation_batches(
         samples[world.rank :: world.size],
         dataset,
         config.data,
@@ -214,21 +279,11 @@ def evaluate(
         workers=workers,
     ):
         on_batch()
-        images = images.to(device)
         assert masks is not None, "samples without masks cannot be scored"
+        windows = max(1, settings.batch_size // len(images))
+        images, truths = images.to(device), [mask.to(device) for mask in masks]
         for name, model in models.items():
-            # not compiled: images come in any size, and each would be compiled anew
-            with torch.compiler.set_stance("force_eager"):
-                logits = predict_logits(
-                    model,
-                    images,
-                    protocol=settings.protocol,
-                    crop=settings.crop or config.data.crop,
-                    stride=settings.stride_fraction,
-                    windows=max(1, settings.batch_size // len(images)),
-                )
-            for row, (mask, size) in enumerate(zip(masks, sizes, strict=True)):
-                tallies[name].add(resize_logits(logits[row : row + 1], size), mask.to(device))
+            count(tallies[name], model, images, truths, protocol, windows=windows)
     for name, model in models.items():
         model.train(was_training[name])
     return {
@@ -236,12 +291,42 @@ def evaluate(
             confusion=world.sum(tally.matrix.compute().long()).cpu(),
             entropy_histogram=world.sum(tally.histogram).cpu(),
             classes=dataset.classes,
-            protocol=settings.protocol,
+            protocol=protocol,
             num_images=len(samples),
             split_sha256=split_hash(samples),
+            scored=scored_classes(settings.classes, dataset.classes),
         )
         for name, tally in tallies.items()
     }
+
+
+def count(
+    tally: Tally,
+    model: nn.Module,
+    images: Tensor,
+    masks: Sequence[Tensor],
+    protocol: Protocol,
+    *,
+    windows: int,
+) -> None:
+    """Score a batch by a network.
+
+    Args:
+        tally: gets the pixels.
+        model: in evaluation mode.
+        images: [B, 3, H, W], RGB in [0, 1].
+        masks: of each image [H', W'], of whatever size its file has.
+        protocol: what is seen and scored.
+        windows: see :func:`predict_logits`.
+    """
+    # not compiled: images come in any size, and each would be compiled anew
+    with torch.compiler.set_stance("force_eager"):
+        logits, part = scored_logits(model, images, protocol, windows=windows)
+    seen = (images.shape[-2], images.shape[-1])
+    for row, mask in enumerate(masks):
+        own = part.scaled(seen, (mask.shape[-2], mask.shape[-1]))
+        truth = mask[own.top : own.bottom, own.left : own.right]
+        tally.add(resize_logits(logits[row : row + 1], own.size), truth)
 
 
 class Tally:

@@ -343,7 +343,8 @@ def measure(
             logits = opinion.logits
         assert batch.masks is not None, "samples without masks cannot be scored"
         assert logits is not None, "an image has at least one window"
-        if teacher.config.evaluation.protocol == "slide":
+        protocol = teacher.model.card.seen_by
+        if protocol.kind == "slide" or protocol.has_views:
             logits = teacher.model(images)
         else:  # it has been asked already
             logits = upsample(logits, (images.shape[-2], images.shape[-1]))
@@ -389,7 +390,7 @@ def windows_of(images: Tensor, config: Config) -> Iterator[Window]:
     """What the network sees at once: the image, or with ``slide`` windows that just cover it."""
     height, width = images.shape[-2:]
     crop = config.evaluation.crop or config.data.crop
-    if config.evaluation.protocol == "whole":
+    if config.evaluation.protocol != "slide":
         crop = (height, width)
     bottom = 0
     for top in window_starts(height, crop[0], 1):

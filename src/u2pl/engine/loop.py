@@ -30,6 +30,7 @@ from u2pl.engine.compiled import compile_networks
 from u2pl.engine.evaluate import Evaluation, evaluate
 from u2pl.engine.failure import keep_batch
 from u2pl.engine.guard import FirstFailure
+from u2pl.engine.protocol import protocol_of, scored_classes
 from u2pl.engine.run_folder import MetricsLog, NoLog, RunFolder
 from u2pl.engine.shared_norm import share_statistics
 from u2pl.engine.state import TrainState, initial_state
@@ -189,6 +190,7 @@ def check_against_data(config: Config, dataset: Dataset) -> None:
             f"{dataset.num_classes - 1}.",
             exit_code=2,
         )
+    scored_classes(config.evaluation.classes, dataset.classes)
     if config.train.accumulation > config.data.batch_labeled:
         raise UserError(
             f"train.accumulation is {config.train.accumulation}, but there are only "
@@ -441,16 +443,19 @@ class Runner:
         the val pixels, because α_t itself has come down to 0 at the end of a run.
         """
         share = 1 - self.config.method.initial_unreliable_fraction
-        evaluation = self.config.evaluation
+        protocol = protocol_of(self.config)
         return {
             "model": self.config.model.model_dump(mode="json"),
             "classes": list(self.dataset.classes),
             "colors": [list(color) for color in self.dataset.colors],
             "ignore_index": self.dataset.ignore_index,
             "resize": self.config.data.resize,
-            "protocol": evaluation.protocol,
-            "crop": list(evaluation.crop or self.config.data.crop),
-            "stride_fraction": evaluation.stride_fraction,
+            # the middle is a part to score on; what is predicted is the whole image
+            "protocol": "whole" if protocol.kind == "center-crop" else protocol.kind,
+            "crop": list(protocol.crop),
+            "stride_fraction": protocol.stride_fraction,
+            "scales": list(protocol.scales),
+            "flip": protocol.flip,
             "reliable_entropy": self.scores["ema"].entropy_quantile(share),
             "step": self.state.step,
             "recipe": self.config.recipe,

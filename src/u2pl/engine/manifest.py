@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from u2pl.data.images import refuse_way_out, write_whole
+from u2pl.engine.servers import place_of
 from u2pl.engine.world import World
 from u2pl.errors import UserError
 
@@ -105,7 +106,7 @@ def read_manifest(path: Path) -> list[dict[str, Any]]:
 
 def outputs_of(out: Path, name: Path, kinds: Iterable[str]) -> dict[str, dict[str, Any]]:
     """What a line says of an image's results: their places below the folder, and bytes."""
-    paths = {kind: Path(kind) / name for kind in kinds}
+    paths = {kind: place_of(kind, name) for kind in kinds}
     return {
         kind: {"file": path.as_posix(), "bytes": (out / path).stat().st_size}
         for kind, path in paths.items()
@@ -138,7 +139,7 @@ def is_whole(
     for kind in kinds:
         entry = row["outputs"].get(kind)
         # the place is ours, not the line's, which anybody may have written
-        path = out / kind / name
+        path = out / place_of(kind, name)
         if not isinstance(entry, dict) or not path.is_file():
             return False
         if path.stat().st_size != entry.get("bytes"):

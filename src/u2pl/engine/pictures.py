@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from u2pl.data.images import (
+    Color,
     colorize,
     entropy_picture,
     overlay,
@@ -21,6 +22,7 @@ from u2pl.data.images import (
 )
 from u2pl.data.png_rows import PngRows, RowKind
 from u2pl.data.windows import Image, Windows
+from u2pl.engine.servers import place_of, server_of
 from u2pl.engine.trained import ModelCard, Prediction
 from u2pl.errors import UserError, nearest_name
 
@@ -53,15 +55,19 @@ def picture(kind: str, image: Image, prediction: Prediction, card: ModelCard) ->
     """A kind of picture of some rows of an image.
 
     Args:
-        kind: one of :data:`KINDS`.
+        kind: one of :data:`KINDS`, or a server's.
         image: RGB [H, W, 3] uint8.
         prediction: of the same pixels.
         card: colours and classes.
 
     Returns:
-        [H, W, 3] uint8; [H, W] class ids of ``masks``; [H, W] uint8 of ``reliable``, 255 where
-        sure.
+        [H, W, 3] uint8; [H, W] class ids of ``masks``, or the server's; [H, W] uint8 of
+        ``reliable``, 255 where sure.
     """
+    server = server_of(kind)
+    if server is not None:
+        ids: npt.NDArray[Any] = server.table(card.classes)[prediction.mask]
+        return ids
     if kind == "masks":
         return prediction.mask
     if kind == "colors":
@@ -79,7 +85,7 @@ def picture_path(out: Path, kind: str, name: Path) -> Path:
     Raises:
         UserError: where a link leads out of the folder.
     """
-    path = out / kind / name
+    path = out / place_of(kind, name)
     refuse_way_out(out, path)
     return path
 
@@ -108,8 +114,8 @@ def write_pictures(
     for kind in kinds:
         path = picture_path(out, kind, name)
         pixels = picture(kind, image, prediction, card)
-        if kind == "masks":
-            write_mask(path, pixels, colors=card.colors)
+        if row_kind(kind, len(card.classes)) in ("palette", "grey16"):
+            write_mask(path, pixels, colors=colors_of(kind, card))
         else:
             write_image(path, pixels)
 
@@ -140,7 +146,8 @@ def rows_of_pictures(
             temporary = stack.enter_context(whole_file(picture_path(out, kind, name)))
             file = stack.enter_context(temporary.open("wb"))
             how = row_kind(kind, len(card.classes))
-            writers[kind] = PngRows(file, image.size, kind=how, colors=card.colors)
+            colors = colors_of(kind, card)
+            writers[kind] = PngRows(file, image.size, kind=how, colors=colors)
 
         def add(top: int, prediction: Prediction) -> None:
             is_shown = "overlays" in kinds
@@ -162,6 +169,15 @@ def rows_of_pictures(
 
 def row_kind(kind: str, num_classes: int) -> RowKind:
     """How the pixels of a kind of picture stand in a PNG; 256 classes fit a palette."""
+    server = server_of(kind)
+    if server is not None:
+        return "grey" if server.colors is None else "palette"
     if kind == "masks":
         return "palette" if num_classes <= 256 else "grey16"
     return "grey" if kind == "reliable" else "rgb"
+
+
+def colors_of(kind: str, card: ModelCard) -> tuple[Color, ...]:
+    """What a palette shows the ids of a kind of picture in."""
+    server = server_of(kind)
+    return card.colors if server is None or server.colors is None else server.colors

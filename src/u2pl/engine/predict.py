@@ -25,6 +25,7 @@ from u2pl.data.transforms import eval_image
 from u2pl.data.windows import ArrayWindows, Image, Windows, plain_tiff_size, tiff_windows
 from u2pl.engine.manifest import Manifest, is_whole, outputs_of, state_of
 from u2pl.engine.pictures import KINDS, check_kinds, rows_of_pictures, write_pictures
+from u2pl.engine.servers import refuse_unfit, server_named
 from u2pl.engine.tiles import Tiling, predict_bands
 from u2pl.engine.trained import (
     ModelCard,
@@ -121,6 +122,7 @@ def predict_images(
     manifest: bool = False,
     resume: bool = False,
     skip_damaged: bool = False,
+    server: str | None = None,
     world: World = ALONE,
 ) -> dict[str, Any]:
     """Label every image of a source and write the results as PNG.
@@ -139,6 +141,7 @@ def predict_images(
         manifest: write a ``manifest.jsonl``, a line for each image whose results are whole.
         resume: pass over images whose results an earlier manifest vouches for, and keep one.
         skip_damaged: count images that cannot be read, and go on.
+        server: ``voc`` or ``cityscapes``: write what that test server takes too.
         world: which process of several this is; each takes its share of the images.
 
     Returns:
@@ -149,10 +152,17 @@ def predict_images(
     Raises:
         UserError: where there is no image, one cannot be read, or names clash.
     """
-    wanted = check_kinds(kinds)
+    target = None if server is None else server_named(server)
+    kinds = tuple(kinds)
+    wanted = check_kinds(kinds) if kinds or target is None else ()
     if every < 1:
         raise UserError(f"Expected every N frames with N from 1 on, got {every}.", exit_code=2)
     jobs = None if is_video(source) else image_jobs(source, out)
+    if target is not None:
+        if jobs is None:
+            raise UserError(f"The {target.name} server takes images, and {source} is a video.")
+        refuse_unfit(target, [job.name for job in jobs], model.classes)
+        wanted = (target.kind, *wanted)
     make_folder(out)
     book = None
     if manifest or resume:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -15,11 +15,12 @@ import torch
 from pydantic import Field, TypeAdapter
 from torch import Tensor, nn
 
-from u2pl.config import ModelSettings, parse_config
+from u2pl.config import ModelSettings, Scale, parse_config
 from u2pl.data.images import read_image
 from u2pl.data.transforms import eval_image
 from u2pl.engine.checkpoint import load_checkpoint, load_weights
 from u2pl.engine.evaluate import predict_logits, resize_logits
+from u2pl.engine.protocol import Protocol
 from u2pl.engine.run_folder import RunFolder
 from u2pl.errors import UserError, is_clean
 from u2pl.models import Segmenter
@@ -59,6 +60,8 @@ class ModelCard:
         step: updates made.
         ignore_index: what unknown pixels of masks held.
         recipe: the run's.
+        scales: sizes at which an image is seen, as factors.
+        flip: mirrored too.
     """
 
     classes: Annotated[tuple[str, ...], Field(min_length=2, max_length=65536)]
@@ -71,6 +74,13 @@ class ModelCard:
     step: Annotated[int, Field(ge=0)]
     ignore_index: int
     recipe: str
+    scales: Annotated[tuple[Scale, ...], Field(min_length=1, max_length=32)] = (1.0,)
+    flip: bool = False
+
+    @property
+    def seen_by(self) -> Protocol:
+        """How images are predicted."""
+        return Protocol(self.protocol, self.crop, self.stride_fraction, self.scales, self.flip)
 
 
 class SegmentationModel(nn.Module):
@@ -93,13 +103,7 @@ class SegmentationModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, C, H, W] of images [B, 3, H, W], RGB in [0, 1], by the run's protocol."""
-        return predict_logits(
-            self.network,
-            images,
-            protocol=self.card.protocol,
-            crop=self.card.crop,
-            stride=self.card.stride_fraction,
-        )
+        return predict_logits(self.network, images, self.card.seen_by)
 
     @torch.inference_mode()
     def predict(self, image: str | Path | npt.NDArray[np.uint8]) -> Prediction:
@@ -122,9 +126,7 @@ class SegmentationModel(nn.Module):
     @torch.no_grad()
     def whole(self, images: Tensor) -> Tensor:
         """Logits [B, C, H, W] of images seen at once, whatever the run's protocol."""
-        return predict_logits(
-            self.network, images, protocol="whole", crop=self.card.crop, stride=1.0
-        )
+        return predict_logits(self.network, images, Protocol("whole"))
 
     def logits_of(self, prepared: Tensor, *, size: tuple[int, int]) -> Tensor:
         """Logits [1, C, *size] of an image [3, h, w] that has the size the network is to see."""
@@ -219,7 +221,12 @@ def read_card(folder: RunFolder) -> tuple[ModelSettings, ModelCard]:
     try:
         tree = json.loads(read_text(folder.model))
         settings = parse_config({"model": tree["model"]}).model
-        names = [field.name for field in fields(ModelCard)]
+        # what a version before did not write has a default
+        names = [
+            field.name
+            for field in fields(ModelCard)
+            if field.default is MISSING or field.name in tree
+        ]
         card = TypeAdapter(ModelCard).validate_python({name: tree[name] for name in names})
     except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError):
         raise UserError(f"{folder.model} is damaged: it does not describe a network.") from None

@@ -127,7 +127,7 @@ def describe(model: SegmentationModel, settings: ModelSettings, *, weights: str)
         ),
         "smallest_side": model.network.multiple + 1,
         "protocol": "whole",
-        "scored_protocol": model.card.protocol,
+        "scored_protocol": model.card.seen_by.name,
         "u2pl": metadata.version("u2pl"),
     }
 

@@ -32,7 +32,6 @@ class ExportGraph(nn.Module):
         self.network: Segmenter = model.network
         self.reliable_entropy = float(model.card.reliable_entropy)
         self.mask_dtype = torch.uint8 if len(model.classes) <= 256 else torch.int32
-        self.is_other_grid = decoder_stride(self.network) != STRIDE
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What the network says of images [B, H, W, 3] uint8, RGB.
@@ -54,9 +53,6 @@ class ExportGraph(nn.Module):
         encoded = network.encoder(padded)
         is_tuple = isinstance(encoded, tuple)
         decoded = network.decoder(*encoded) if is_tuple else network.decoder(encoded)
-        if self.is_other_grid:
-            grid = (padded_h // STRIDE, padded_w // STRIDE)
-            decoded = F.interpolate(decoded, size=grid, mode="bilinear", align_corners=False)
         grid_logits = network.segmentation_head(
             first(decoded, _times(height, STRIDE), _times(width, STRIDE))
         )
@@ -78,13 +74,3 @@ def first(maps: Tensor, height: int, width: int) -> Tensor:
     rows = torch.arange(height, device=maps.device)
     columns = torch.arange(width, device=maps.device)
     return maps.index_select(2, rows).index_select(3, columns)
-
-
-def decoder_stride(network: Segmenter) -> int:
-    """Pixels that a cell of the decoder's map spans, found by a look at one: DPT has 2, not 4."""
-    side = 2 * network.multiple
-    with torch.no_grad():
-        encoded = network.encoder(network.mean.new_zeros(1, 3, side, side))
-        is_tuple = isinstance(encoded, tuple)
-        decoded = network.decoder(*encoded) if is_tuple else network.decoder(encoded)
-    return int(side // decoded.shape[-1])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from segmentation_models_pytorch.encoders.timm_universal import TimmUniversalEnc
 from segmentation_models_pytorch.encoders.timm_vit import TimmViTEncoder
 from torch import Tensor, nn
 
+from u2pl.config import ModelSettings
 from u2pl.errors import UserError, nearest_name
 from u2pl.models.small import SmallEncoder
 
@@ -62,14 +65,14 @@ def build_encoder(
         # timm lists the classifier's tensors, and its hub speaks of tokens
         with quiet_libraries("timm"):
             if vit:
-                encoder: nn.Module = TimmViTEncoder(name, dynamic_img_size=True, **arguments)
+                encoder: nn.Module = ViTEncoder(name, dynamic_img_size=True, **arguments)
             else:
                 encoder = TimmUniversalEncoder(name, output_stride=output_stride, **arguments)
             return encoder
     except Exception as error:
         if arguments["pretrained"] and weights is None:
             raise UserError(
-                f"The ImageNet weights of '{name}' could not be loaded from timm's hub "
+                f"The pretrained weights of '{name}' could not be loaded from timm's hub "
                 f"({type(error).__name__}). Pass a local file with model.weights=FILE, or train "
                 "from scratch with model.pretrained=false."
             ) from None
@@ -77,6 +80,29 @@ def build_encoder(
         raise UserError(
             f"The timm model '{name}' does not work as an encoder here ({decoder}): {error}"
         ) from None
+
+
+class ViTEncoder(TimmViTEncoder):  # type: ignore[misc]
+    """Four evenly spaced blocks of a plain vision transformer, each through its last LayerNorm.
+
+    So DINOv2's own code reads its blocks, and UniMatch V2 after it. Without, features of different
+    blocks differ in size by orders of magnitude.
+    """
+
+    def forward(self, images: Tensor) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Features [B, K, H / patch, W / patch] of each block, and its tokens for the image."""
+        tokens: list[Tensor | None]
+        found = self.model.forward_intermediates(
+            images,
+            indices=self._output_indices,
+            norm=True,
+            intermediates_only=True,
+            return_prefix_tokens=self.has_prefix_tokens,
+        )
+        if not self.has_prefix_tokens:
+            return found, [None] * len(found)
+        features, tokens = map(list, zip(*found, strict=True))
+        return features, tokens
 
 
 @contextmanager
@@ -159,7 +185,7 @@ def read_weights(name: str, path: Path) -> dict[str, Tensor]:
             f"{len(expected)} tensors are missing, '{missing[0]}' for one."
         )
     for key, shape in expected.items():
-        if state[key].shape != shape:
+        if state[key].shape != shape and not is_other_grid(model, key, tuple(state[key].shape)):
             raise UserError(
                 f"model.weights: {path} is not for timm's '{name}': expected '{key}' of shape "
                 f"{tuple(shape)}, got {tuple(state[key].shape)}."
@@ -169,6 +195,22 @@ def read_weights(name: str, path: Path) -> dict[str, Tensor]:
                 f"model.weights: {path} is damaged: '{key}' holds numbers that are not finite."
             )
     return state
+
+
+def is_other_grid(model: Any, key: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor holds a model's position embeddings for another square of patches.
+
+    timm resamples them as it loads them.
+    """
+    own: Tensor | None = getattr(model, "pos_embed", None)
+    if key != "pos_embed" or own is None or len(shape) != own.ndim or own.ndim != 3:
+        return False
+    tokens = (
+        0 if getattr(model, "no_embed_class", False) else getattr(model, "num_prefix_tokens", 1)
+    )
+    patches = shape[1] - tokens
+    is_square = patches > 0 and math.isqrt(patches) ** 2 == patches
+    return is_square and (shape[0], shape[2]) == (own.shape[0], own.shape[2])
 
 
 def normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -185,3 +227,15 @@ def patch_size(encoder: nn.Module) -> int:
     """Edge in pixels of a vision transformer's patches."""
     size = encoder.model.patch_embed.patch_size  # type: ignore[union-attr]
     return int(size[0]) if isinstance(size, tuple) else int(torch.as_tensor(size))
+
+
+def cell_size(settings: ModelSettings) -> int:
+    """Edge in pixels of a cell of the encoder's last grid, from the settings alone.
+
+    >>> cell_size(ModelSettings(encoder="vit_small_patch14_dinov2.lvd142m", decoder="dpt"))
+    14
+    """
+    if settings.decoder != "dpt":
+        return settings.output_stride
+    named = re.search(r"patch(\d+)", settings.encoder)
+    return int(named[1]) if named else 16

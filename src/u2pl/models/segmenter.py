@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from segmentation_models_pytorch.decoders.deeplabv3.decoder import ASPPPooling, DeepLabV3PlusDecoder
-from segmentation_models_pytorch.decoders.dpt.decoder import DPTDecoder
 from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
 from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder
 from segmentation_models_pytorch.encoders.timm_vit import TimmViTEncoder
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 
 from u2pl.config import ModelSettings
 from u2pl.errors import UserError
+from u2pl.models.dpt import DPT
 from u2pl.models.encoders import build_encoder, normalization, patch_size
 from u2pl.models.small import conv_block
 
@@ -98,9 +98,6 @@ class Segmenter(nn.Module):
         if channel_factors is not None:
             encoded = scale_channels(encoded, channel_factors)
         decoded = self.decoder(*encoded) if isinstance(encoded, tuple) else self.decoder(encoded)
-        padded = (normalized.shape[-2] // STRIDE, normalized.shape[-1] // STRIDE)
-        if decoded.shape[-2:] != padded:
-            decoded = F.interpolate(decoded, size=padded, mode="bilinear", align_corners=False)
         grid = decoded[..., : -(-height // STRIDE), : -(-width // STRIDE)]
         logits = self.segmentation_head(grid)
         if not with_features:
@@ -187,7 +184,9 @@ def build_decoder(encoder: nn.Module, settings: ModelSettings) -> tuple[nn.Modul
     if settings.decoder == "deeplabv3plus":
         return deeplabv3plus(channels, settings), settings.output_stride
     if settings.decoder == "dpt":
-        return dpt(encoder, channels, settings), 2 * patch_size(encoder)
+        patch, tokens = patch_size(encoder), bool(encoder.has_prefix_tokens)
+        width = settings.decoder_channels
+        return DPT(channels, patch=patch, width=width, has_prefix_tokens=tokens), patch
     if settings.encoder == "small" or settings.output_stride != 32:
         raise UserError(
             f"The {settings.decoder} decoder needs five encoder stages and model.output_stride=32; "
@@ -233,24 +232,5 @@ def fpn(channels: list[int], settings: ModelSettings) -> nn.Module:
         pyramid_channels=width,
         segmentation_channels=width,
         dropout=settings.dropout,
-    )
-    return decoder
-
-
-def dpt(encoder: nn.Module, channels: list[int], settings: ModelSettings) -> nn.Module:
-    """Blocks of a plain vision transformer, put together at four scales."""
-    patch, width = patch_size(encoder), settings.decoder_channels
-    if patch != 16:
-        raise UserError(
-            f"The DPT decoder takes vision transformers with patches of 16 pixels, "
-            f"'{settings.encoder}' has {patch}."
-        )
-    decoder: nn.Module = DPTDecoder(
-        encoder_out_channels=channels,
-        encoder_output_strides=encoder.output_strides,
-        encoder_has_prefix_tokens=encoder.has_prefix_tokens,
-        readout="cat" if encoder.has_prefix_tokens else "ignore",
-        intermediate_channels=[width] * len(channels),
-        fusion_channels=width,
     )
     return decoder

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from u2pl.config import Config
 from u2pl.errors import UserError, nearest_name
-from u2pl.recipes import adapt, semi, weak
+from u2pl.recipes import adapt, benchmarks, semi, weak
 from u2pl.recipes.methods import METHODS, get_method
 
 __all__ = ["METHODS", "RECIPES", "SETTINGS", "get_method", "get_recipe"]
 
 RECIPES: dict[str, Callable[[], Config]] = {
     "default": semi.default,
+    "voc-classic-r101": partial(benchmarks.paper, "voc-classic", "r101"),
+    "voc-classic-r50": partial(benchmarks.paper, "voc-classic", "r50"),
+    "voc-classic-dinov2-s": partial(benchmarks.today, "voc-classic", "dinov2-s"),
+    "voc-classic-dinov2-b": partial(benchmarks.today, "voc-classic", "dinov2-b"),
+    "voc-blender-r101": partial(benchmarks.paper, "voc-blender", "r101"),
+    "voc-blender-r50": partial(benchmarks.paper, "voc-blender", "r50"),
+    "voc-blender-dinov2-s": partial(benchmarks.today, "voc-blender", "dinov2-s"),
+    "voc-blender-dinov2-b": partial(benchmarks.today, "voc-blender", "dinov2-b"),
+    "cityscapes-r101": partial(benchmarks.paper, "cityscapes", "r101"),
+    "cityscapes-r50": partial(benchmarks.paper, "cityscapes", "r50"),
+    "cityscapes-dinov2-s": partial(benchmarks.today, "cityscapes", "dinov2-s"),
+    "cityscapes-dinov2-b": partial(benchmarks.today, "cityscapes", "dinov2-b"),
     "camvid": semi.camvid,
     "camvid-small": semi.camvid_small,
     "demo": semi.demo,

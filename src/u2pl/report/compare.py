@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from u2pl.errors import UserError
-from u2pl.report.record import Record, Result
+from u2pl.report.record import Record, Result, Scores, read_scores
 
 FEWEST_SEEDS = 3
 """Below, an interval of Student's t says next to nothing: with 2 it is 9 deviations wide."""
@@ -41,36 +41,42 @@ _BOOKKEEPING = frozenset(
 
 @dataclass(frozen=True)
 class Ended:
-    """A run with its last evaluation.
+    """A run with the scores to compare.
 
     Attributes:
         record: the run.
-        result: its scores.
+        result: the last evaluation of its training.
+        scores: what is compared: the last teacher's, or those of a named result.
+        student: the last student's; None of a named result.
         settings: by dotted key, but for the seed and for what is bookkeeping.
     """
 
     record: Record
     result: Result
+    scores: Scores
+    student: Scores | None
     settings: dict[str, Any]
 
 
-def compare_records(records: Sequence[Record]) -> dict[str, Any]:
+def compare_records(records: Sequence[Record], scores: str | None = None) -> dict[str, Any]:
     """Group runs by their settings without the seed, and compare each group with the first.
 
     Args:
         records: runs with an ``eval/val.json``, at least two.
+        scores: a result in the ``eval/`` of each run, without suffix; None takes the last teacher
+            on val.
 
     Returns:
-        ``runs``, ``groups`` (``label``, ``settings`` in which groups differ, ``runs``, ``n``
-        seeds, ``mean``, ``deviation`` (of a sample; None for one seed), ``iou`` by class),
-        ``differences`` of each later group from the first, and ``notes`` on what makes the runs
-        hard to compare. docs/reference/cli.md has every key. Figures are the last checkpoint's,
-        on val, in percent.
+        ``scored`` (what the figures are of), ``runs``, ``groups`` (``label``, ``settings`` in
+        which groups differ, ``runs``, ``n`` seeds, ``mean``, ``deviation`` (of a sample; None for
+        one seed), ``iou`` by class), ``differences`` of each later group from the first, and
+        ``notes`` on what makes the runs hard to compare. docs/reference/cli.md has every key.
+        Figures are in percent.
 
     Raises:
         UserError: for fewer than two runs, one that has no result, or one that stands twice.
     """
-    runs = [_ended(record) for record in records]
+    runs = [_ended(record, scores) for record in records]
     _refuse_few(records)
     members: dict[str, list[Ended]] = {}
     for run in runs:
@@ -83,6 +89,7 @@ def compare_records(records: Sequence[Record]) -> dict[str, Any]:
         _group(label, group, varied) for label, group in zip(labels, members.values(), strict=True)
     ]
     return {
+        "scored": scores or "val, last checkpoint",
         "runs": [_row(run) for run in runs],
         "groups": groups,
         "differences": [difference(group, groups[0]) for group in groups[1:]],
@@ -90,7 +97,7 @@ def compare_records(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def _ended(record: Record) -> Ended:
+def _ended(record: Record, scores: str | None) -> Ended:
     if record.result is None:
         raise UserError(
             f"{record.path} has no eval/val.json yet, which is written when training ends; leave "
@@ -98,7 +105,9 @@ def _ended(record: Record) -> Ended:
         )
     settings = flat(record.config.model_dump(mode="json"))
     kept = {key: value for key, value in settings.items() if key not in _BOOKKEEPING}
-    return Ended(record, record.result, kept)
+    if scores is not None:
+        return Ended(record, record.result, read_scores(record.path, scores), None, kept)
+    return Ended(record, record.result, record.result.ema, record.result.student, kept)
 
 
 def _refuse_few(records: Sequence[Record]) -> None:
@@ -173,10 +182,10 @@ def _row(run: Ended) -> dict[str, Any]:
         "recipe": run.record.config.recipe,
         "setting": run.record.config.setting,
         "seed": run.record.config.train.seed,
-        "step": run.result.step,
+        "step": run.scores.step,
         "finished": run.result.finished,
-        "miou": run.result.ema.miou,
-        "miou_student": run.result.student.miou,
+        "miou": run.scores.miou,
+        "miou_student": None if run.student is None else run.student.miou,
         "best": run.result.best.miou if run.result.best.miou >= 0 else None,
     }
 
@@ -185,7 +194,7 @@ def _group(label: str, members: Sequence[Ended], varied: Sequence[str]) -> dict[
     rows = [_row(run) for run in members]
     by_seed = _by_seed(rows, "miou")
     means = list(by_seed.values())
-    classes = dict.fromkeys(name for run in members for name in run.result.ema.iou)
+    classes = dict.fromkeys(name for run in members for name in run.scores.iou)
     return {
         "label": label,
         "settings": {key: members[0].settings[key] for key in varied},
@@ -196,7 +205,7 @@ def _group(label: str, members: Sequence[Ended], varied: Sequence[str]) -> dict[
         "deviation": stdev(means) if len(means) > 1 else None,
         "mean_student": _mean(list(_by_seed(rows, "miou_student").values())),
         "iou": {
-            name: _mean([v for run in members if (v := run.result.ema.iou.get(name)) is not None])
+            name: _mean([v for run in members if (v := run.scores.iou.get(name)) is not None])
             for name in classes
         },
     }
@@ -275,11 +284,11 @@ def statement(gaps: Sequence[float], interval: tuple[float, float] | None) -> st
 def _notes(runs: Sequence[Ended], num_groups: int) -> list[str]:
     """What a reader must know before believing a difference."""
     notes = []
-    if len({run.result.ema.split_sha256 for run in runs}) > 1:
-        notes.append("The runs were not scored on the same list of val images.")
-    if len({tuple(run.result.ema.iou) for run in runs}) > 1:
+    if len({run.scores.split_sha256 for run in runs}) > 1:
+        notes.append("The runs were not scored on the same list of images.")
+    if len({(*run.scores.iou, *(run.scores.miou_classes or ())) for run in runs}) > 1:
         notes.append("The runs do not have the same classes.")
-    if len({run.result.ema.protocol for run in runs}) > 1:
+    if len({(s.protocol, repr(s.protocol_settings)) for s in (run.scores for run in runs)}) > 1:
         notes.append("The runs were not scored by the same protocol.")
     labeled = {_list_hash(run.record, "labeled") for run in runs}
     if len(labeled) > 1:

@@ -36,6 +36,8 @@ class Scores(Figures):
     iou: dict[str, Percent | None]
     pixel_accuracy: Percent
     protocol: str
+    protocol_settings: dict[str, Any] = {}
+    miou_classes: list[str] | None = None
     step: Count
     images: Count
     split_sha256: str
@@ -179,6 +181,26 @@ def read_record(path: Path) -> Record:
         environment=environment or {},
         colors={} if card is None else dict(zip(card.classes, card.colors, strict=False)),
     )
+
+
+def read_scores(run: Path, name: str) -> Scores:
+    """Read a result that ``u2pl evaluate`` left in a run's ``eval/``.
+
+    Args:
+        run: the run folder.
+        name: of the file there, without suffix, such as ``test-slide-769-ema-last``.
+
+    Raises:
+        UserError: where there is none, or it is damaged.
+    """
+    path = run / "eval" / f"{name}.json"
+    found = _read(path, Scores) if path.name == f"{name}.json" else None
+    if found is None:
+        raise UserError(
+            f"{run} has no eval/{name}.json; name a file of eval/ without its suffix, or make it "
+            "first with `u2pl evaluate`."
+        )
+    return found
 
 
 def _read(path: Path, kind: type[T]) -> T | None:

@@ -12,7 +12,7 @@ NAME = "cityscapes"
 
 # The ids in *_labelIds.png, names and colours of the 19 classes that are scored, in the order of
 # their train ids, after cityscapesscripts.helpers.labels. Every other id is ignored.
-_LABELS: tuple[tuple[int, str, Color], ...] = (
+LABELS: tuple[tuple[int, str, Color], ...] = (
     (7, "road", (128, 64, 128)), (8, "sidewalk", (244, 35, 232)), (11, "building", (70, 70, 70)),
     (12, "wall", (102, 102, 156)), (13, "fence", (190, 153, 153)), (17, "pole", (153, 153, 153)),
     (19, "traffic light", (250, 170, 30)), (20, "traffic sign", (220, 220, 0)),
@@ -42,7 +42,7 @@ def draft(request: Request) -> Draft:
         raise UserError("Cityscapes' ids have classes of their own; leave --classes out.")
     result = Draft(NAME, _encoding())
     result.conclusions.append(
-        f"Classes: the {len(_LABELS)} of Cityscapes that are scored, from the ids in "
+        f"Classes: the {len(LABELS)} of Cityscapes that are scored, from the ids in "
         "*_labelIds.png by an id_map; all other ids are ignored."
     )
     for split, section in _SPLITS.items():
@@ -72,9 +72,9 @@ def draft(request: Request) -> Draft:
 
 def _encoding() -> Encoding:
     return Encoding(
-        classes=tuple(name for _, name, _ in _LABELS),
-        colors=tuple(color for _, _, color in _LABELS),
-        id_map={label: name for label, name, _ in _LABELS},
+        classes=tuple(name for _, name, _ in LABELS),
+        colors=tuple(color for _, _, color in LABELS),
+        id_map={label: name for label, name, _ in LABELS},
     )
 
 
