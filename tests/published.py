@@ -94,23 +94,59 @@ def sbd_labels(name: str) -> npt.NDArray[np.uint8]:
     return patches(Path(name), [0, 0, 2, 20])
 
 
-def write_sbd(folder: Path) -> dict[str, Labels]:
-    """SBD's ``benchmark_RELEASE/dataset`` with .mat files as MATLAB saves them; needs scipy."""
-    from scipy.io import savemat
+def mat_element(kind: int, data: bytes, order: str = "<") -> bytes:
+    """An element of a MATLAB file: short ones stand in their tag."""
+    if 0 < len(data) <= 4:
+        return struct.pack(f"{order}I", len(data) << 16 | kind) + data.ljust(4, b"\0")
+    return struct.pack(f"{order}II", kind, len(data)) + data + bytes(-len(data) % 8)
 
+
+def mat_array(
+    name: str, array_class: int, size: Sequence[int], parts: Sequence[bytes], order: str = "<"
+) -> bytes:
+    head = [
+        mat_element(6, struct.pack(f"{order}II", array_class, 0), order),
+        mat_element(5, struct.pack(f"{order}{len(size)}i", *size), order),
+        mat_element(1, name.encode(), order),
+    ]
+    return mat_element(14, b"".join([*head, *parts]), order)
+
+
+def mat_file(labels: npt.NDArray[np.uint8], *, order: str = "<", compressed: bool = True) -> bytes:
+    """SBD's struct as MATLAB saves it: a cell of 20 boundaries, the labels, the classes present."""
+    empty = mat_array("", 9, (0, 0), [mat_element(2, b"", order)], order)
+    present = np.unique(labels[labels > 0]).astype(np.uint8)
+    fields = {
+        "Boundaries": mat_array("", 1, (20, 1), [empty] * 20, order),
+        "Segmentation": mat_array(
+            "", 9, labels.shape, [mat_element(2, labels.T.tobytes(), order)], order
+        ),
+        "CategoriesPresent": mat_array(
+            "", 9, (len(present), 1), [mat_element(2, present.tobytes(), order)], order
+        ),
+    }
+    names = b"".join(field.encode().ljust(32, b"\0") for field in fields)
+    parts = [
+        mat_element(5, struct.pack(f"{order}i", 32), order),
+        mat_element(1, names, order),
+        *fields.values(),
+    ]
+    variable = mat_array("GTcls", 2, (1, 1), parts, order)
+    if compressed:
+        data = zlib.compress(variable)
+        variable = struct.pack(f"{order}II", 15, len(data)) + data
+    head = b"MATLAB 5.0 MAT-file, Platform: GLNXA64".ljust(124)
+    return head + struct.pack(f"{order}HH", 0x0100, 0x4D49) + variable
+
+
+def write_sbd(folder: Path) -> dict[str, Labels]:
+    """SBD's ``benchmark_RELEASE/dataset``."""
     root = folder / "benchmark_RELEASE/dataset"
     (root / "cls").mkdir(parents=True)
     truth = {}
     for name in {*SBD_TRAIN, *SBD_VAL}:
         labels = sbd_labels(name)
-        boundaries = np.empty((20, 1), object)
-        boundaries[:] = [[np.zeros((1, 1))] for _ in range(20)]
-        content = {
-            "Boundaries": boundaries,
-            "Segmentation": labels,
-            "CategoriesPresent": np.array([[2], [20]], np.uint8),
-        }
-        savemat(root / f"cls/{name}.mat", {"GTcls": content}, do_compression=True)
+        (root / f"cls/{name}.mat").write_bytes(mat_file(labels))
         truth[name] = labels.astype(np.int64)
     (root / "train.txt").write_text("".join(f"{name}\n" for name in SBD_TRAIN))
     (root / "val.txt").write_text("".join(f"{name}\n" for name in SBD_VAL))
@@ -186,7 +222,10 @@ def write_gta5_in_color(folder: Path) -> Truth:
 
 
 def write_png_of_16_bits(path: Path, pixels: npt.NDArray[np.uint16]) -> None:
-    """Write [H, W, 3]; the rows have PNG's five filters in turn, as an encoder chooses them."""
+    """Write [H, W, 3] or, with transparency, [H, W, 4].
+
+    The rows have PNG's five filters in turn, as an encoder chooses them.
+    """
     height, width, channels = pixels.shape
     rows = pixels.astype(">u2").view(np.uint8).reshape(height, -1).astype(int)
     step, above, content = 2 * channels, np.zeros(rows.shape[1], int), b""
@@ -201,7 +240,7 @@ def write_png_of_16_bits(path: Path, pixels: npt.NDArray[np.uint16]) -> None:
         above = row
     with path.open("wb") as file:
         file.write(b"\x89PNG\r\n\x1a\n")
-        header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+        header = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
         for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(content)), (b"IEND", b"")):
             file.write(struct.pack(">I", len(data)) + kind + data)
             file.write(struct.pack(">I", zlib.crc32(kind + data)))

@@ -44,8 +44,8 @@ def write_synthia_13(folder: Path) -> Truth:
 
 CASES = [
     Case("voc", "fine", published.write_voc),
-    Case("voc", "classic", published.write_voc_with_sbd, needs="scipy"),
-    Case("voc", "blender", published.write_voc_with_sbd, needs="scipy"),
+    Case("voc", "classic", published.write_voc_with_sbd),
+    Case("voc", "blender", published.write_voc_with_sbd),
     Case("voc", "blender", published.write_voc_with_aug),
     Case("cityscapes", None, published.write_cityscapes),
     Case("gta5", None, published.write_gta5),

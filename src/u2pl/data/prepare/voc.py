@@ -11,8 +11,9 @@ from u2pl.data.class_tables import VOC
 from u2pl.data.images import FileError
 from u2pl.data.init.draft import Encoding, list_images, name_of, some
 from u2pl.data.prepare.job import Benchmark, Draft, Job, Labels, Part, Section, lines, require_pairs
+from u2pl.data.prepare.mat import read_field
 from u2pl.errors import UserError
-from u2pl.plain_files import read_text
+from u2pl.plain_files import read_bytes, read_text
 
 _VOC = Part(
     name="voc",
@@ -117,28 +118,17 @@ def read_sbd(path: Path) -> Labels:
     """Return the class ids [H, W] of one of SBD's .mat files.
 
     Raises:
-        UserError: where scipy is not installed, or the file is another one.
+        UserError: where the file is another one.
     """
     try:
-        from scipy.io import loadmat
-        from scipy.io.matlab import MatReadError
-    except ImportError:
-        raise UserError(
-            f"{path.parent}: SBD's masks are read with scipy, which is not installed; do "
-            "pip install 'u2pl[sbd]', or put SegmentationClassAug/ beside them."
-        ) from None
-    try:
-        found = loadmat(path, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0]
-        labels = np.asarray(found)
-    except (MatReadError, OSError, ValueError, LookupError, TypeError, NotImplementedError):
-        raise FileError(
-            path, "it is not one of SBD's masks", "unpack benchmark.tgz again"
-        ) from None
-    if labels.ndim != 2 or labels.dtype.kind not in "ui" or labels.max(initial=0) >= len(VOC):
-        raise FileError(
-            path, f"expected ids 0 to {len(VOC) - 1} [H, W]", "unpack benchmark.tgz again"
-        )
-    return labels
+        labels = read_field(read_bytes(path), "GTcls", "Segmentation")
+    except (OSError, ValueError) as error:
+        what = f"it is not one of SBD's masks ({error})"
+        raise FileError(path, what, "unpack benchmark.tgz again") from None
+    is_known = (labels >= 0) & (labels < len(VOC)) & (labels == np.floor(labels))
+    if not is_known.all():
+        raise FileError(path, f"expected ids 0 to {len(VOC) - 1}", "unpack benchmark.tgz again")
+    return labels.astype(np.uint8)
 
 
 def _names(path: Path) -> list[str]:
