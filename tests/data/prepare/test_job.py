@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torchvision.datasets.utils
 
 import published
 from u2pl.data.prepare import prepare_dataset, voc
@@ -84,7 +83,7 @@ def test_archive_is_fetched_where_that_is_asked_for(
         Path(root).mkdir(parents=True, exist_ok=True)
         shutil.copy(archive, Path(root) / filename)
 
-    monkeypatch.setattr(torchvision.datasets.utils, "download_url", fetch)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", fetch)
     call = {"out": tmp_path / "out", "variant": "fine", "counts": COUNTS, "download": True}
     made = prepare_dataset("voc", tmp_path / "source", **call)
     assert made.sections == COUNTS
@@ -103,7 +102,7 @@ def test_failed_download_is_a_sentence_and_leaves_no_archive(
         (Path(root) / filename).write_bytes(archive.read_bytes()[:100])
         raise RuntimeError("File not found or corrupted.")
 
-    monkeypatch.setattr(torchvision.datasets.utils, "download_url", fetch)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", fetch)
     with pytest.raises(
         UserError, match=r"cannot be fetched \(File not found or corrupted.\); fetch"
     ):

@@ -292,6 +292,14 @@ def test_malformed_request_is_a_sentence_and_status_2(
     assert error.value.exit_code == 2
 
 
+def test_count_of_a_section_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
+    published.write_voc(tmp_path / "source")
+    with pytest.raises(UserError, match="has no section 'test' to count; expected labeled, val"):
+        prepare_dataset(
+            "voc", tmp_path / "source", out=tmp_path / "out", variant="fine", counts={"test": 1}
+        )
+
+
 def test_target_without_a_class_of_the_source_is_refused(tmp_path: Path) -> None:
     truth = published.write_camvid_of_segnet(tmp_path / "camvid")
     counts = {section: len(rows) for section, rows in truth.items()}
@@ -388,6 +396,7 @@ def test_masks_that_are_there_are_not_made_again_after_a_kill(tmp_path: Path) ->
     with pytest.raises(KeyboardInterrupt):
         prepare_dataset("camvid", tmp_path / "source", **call, on_progress=stop)
     there = {path: path.stat().st_mtime_ns for path in (out / "masks").glob("*.png")}
+    (out / "masks/.0123456789ab.1.1.tmp").write_bytes(b"half")  # what a kill in a write leaves
     assert made_before_the_stop <= len(there) <= 10
     assert not (out / "dataset.yaml").exists()
     seen = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -240,7 +241,8 @@ def _checked_draft(benchmark: Benchmark, job: Job, counts: Mapping[str, int]) ->
         record = job.out / _RECORD
         if [*job.out.iterdir()] == [record]:
             record.unlink()
-            job.out.rmdir()
+            with contextlib.suppress(OSError):  # of a folder that somebody works in
+                job.out.rmdir()
         raise
     return draft
 
@@ -249,6 +251,12 @@ def _require_counts(
     benchmark: Benchmark, job: Job, draft: Draft, counts: Mapping[str, int]
 ) -> None:
     for section, expected in counts.items():
+        if section not in draft.sections:
+            raise UserError(
+                f"{benchmark.title} has no section '{section}' to count; expected "
+                f"{', '.join(draft.sections)}.",
+                exit_code=2,
+            )
         found = draft.sections[section]
         if found.num_images != expected:
             part = found.part
