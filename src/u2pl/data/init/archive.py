@@ -97,7 +97,6 @@ def _unpack_tar(
                 f"{archive}: the member {shown(odd.name)} is a link or a device; do not trust this "
                 "archive."
             )
-        # what is there is read in any case; only tars of zeros grow so
         _refuse_bombs(archive, (member.size for member in members))
         places = [_place(archive, folder, member.name) for member in members]
         for member, place in zip(members, places, strict=True):

@@ -16,7 +16,7 @@ from u2pl.data.check import quick_check
 from u2pl.data.images import write_whole
 from u2pl.data.prepare import ade20k, camvid, cityscapes, coco, gta5, idd, synthia, voc
 from u2pl.data.prepare.job import Benchmark, Draft, Job, OnProgress, spell
-from u2pl.data.sources import Dataset, Sample, default_colors, load_dataset
+from u2pl.data.sources import Sample, default_colors, load_dataset
 from u2pl.data.split import Split, import_split
 from u2pl.errors import UserError, is_clean, nearest_name
 from u2pl.plain_files import read_text
@@ -112,18 +112,13 @@ def prepare_dataset(
     path = job.out / "dataset.yaml"
     was_there = _is_done(job, request)
     notes: tuple[str, ...] = ()
-    if was_there:
-        dataset = load_dataset(path)
-    else:
+    if not was_there:
         draft = _checked_draft(benchmark, job, counts or benchmark.counts[job.variant])
-        _write(job.out / _LICENCE, _licence_text(benchmark))
-        job.make_masks(draft.masks, colors=draft.encoding.colors or default_colors(256))
-        dataset = _write_dataset(benchmark, job, draft)
+        _write_all(benchmark, job, draft)
         _write(job.out / _RECORD, json.dumps({**request, "done": True}, indent=2) + "\n")
         notes = tuple(draft.notes)
-    made = None
-    if split is not None:
-        made = import_split(path, labeled=split, unlabeled=split_unlabeled)
+    dataset = load_dataset(path)
+    made = import_split(path, labeled=split, unlabeled=split_unlabeled) if split else None
     return Prepared(
         path=path,
         benchmark=benchmark,
@@ -269,8 +264,10 @@ def _require_counts(
             )
 
 
-def _write_dataset(benchmark: Benchmark, job: Job, draft: Draft) -> Dataset:
-    """Write lists and the dataset.yaml, and return it, read back."""
+def _write_all(benchmark: Benchmark, job: Job, draft: Draft) -> None:
+    """Write the licence, masks, lists, and last the dataset.yaml, when it is known to be right."""
+    _write(job.out / _LICENCE, _licence_text(benchmark))
+    job.make_masks(draft.masks, colors=draft.encoding.colors or default_colors(256))
     for file, text in draft.files.items():
         _write(file, text)
     tree = draft.encoding.head()
@@ -282,7 +279,7 @@ def _write_dataset(benchmark: Benchmark, job: Job, draft: Draft) -> Dataset:
     variant = f" --variant {job.variant}" if job.variant else ""
     head = f"# u2pl data prepare {benchmark.name}{variant}\n# {benchmark.title}; {_LICENCE}\n"
     path = job.out / "dataset.yaml"
-    temporary = job.out / ".dataset.yaml"  # it gets its name when it is known to be right
+    temporary = job.out / ".dataset.yaml"
     _write(temporary, head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
     dataset = load_dataset(temporary)
     for name, section in draft.sections.items():
@@ -294,7 +291,6 @@ def _write_dataset(benchmark: Benchmark, job: Job, draft: Draft) -> Dataset:
             )
     quick_check(replace(dataset, labeled=_some(dataset.labeled), val=_some(dataset.val)))
     os.replace(temporary, path)
-    return load_dataset(path)
 
 
 def _some(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
