@@ -40,6 +40,9 @@ app.command(epilog="Example: `u2pl export runs/a --format onnx --verify`")(expor
 app.command(epilog="Example: `u2pl doctor --self-test`")(doctor.doctor)
 
 data_app.command(epilog="Example: `u2pl data init photos`")(data.init)
+data_app.command(epilog="Example: `u2pl data prepare voc downloads --out voc --variant blender`")(
+    data.prepare
+)
 data_app.command(epilog="Example: `u2pl data check dataset.yaml`")(data.check)
 data_app.command(epilog="Example: `u2pl data split dataset.yaml --labeled 1/16 --seed 0 --seed 1`")(
     data.split

@@ -10,10 +10,18 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from u2pl.cli.console import JsonOption, as_it_is, console, say, write_result
+from u2pl.cli.console import (
+    JsonOption,
+    TrainingDisplay,
+    as_it_is,
+    console,
+    say,
+    write_result,
+)
 from u2pl.data.check import check_dataset
 from u2pl.data.check_page import write_check_page
 from u2pl.data.init import FORMATS, init_dataset
+from u2pl.data.prepare import BENCHMARKS, prepare_dataset
 from u2pl.data.sources import load_dataset
 from u2pl.data.split import Split, import_split, split_dataset
 from u2pl.errors import UserError
@@ -74,6 +82,58 @@ def init(
     sections = ", ".join(f"{n} {len(rows)}" for n, rows in result.dataset.sections.items() if rows)
     say(f"Wrote {result.path}: {sections}. Next: u2pl data check {shlex.quote(str(result.path))}")
     write_result(json_file, result.to_json())
+
+
+def prepare(
+    name: Annotated[str, typer.Argument(help=f"{', '.join(BENCHMARKS)}.")],
+    source: Annotated[Path, typer.Argument(help="A folder with archives, or with their trees.")],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    variant: Annotated[
+        str | None,
+        typer.Option(help="voc: classic, blender, fine; synthia: 16, 13; … [default: the first]"),
+    ] = None,
+    target: Annotated[
+        Path | None, typer.Option(help="gta5, synthia: the dataset.yaml to adapt to.")
+    ] = None,
+    split_list: Annotated[
+        Path | None,
+        typer.Option("--split", help="A published list of labelled images.", dir_okay=False),
+    ] = None,
+    split_unlabeled: Annotated[
+        Path | None,
+        typer.Option(help="With --split: the unlabelled ones, too.", dir_okay=False),
+    ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch what needs no account: voc.")
+    ] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Make a dataset.yaml of a published data set, from its archives or what they unpack to."""
+    if split_unlabeled is not None and split_list is None:
+        raise UserError("--split-unlabeled needs --split.", exit_code=2)
+    with TrainingDisplay() as display:
+        made = prepare_dataset(
+            name,
+            source,
+            out=out,
+            variant=variant,
+            target=target,
+            split=split_list,
+            split_unlabeled=split_unlabeled,
+            download=download,
+            on_progress=display.seeds,
+        )
+    if made.was_there:
+        say(f"{made.path} is there already, of an earlier call; nothing was done.")
+    for sentence in made.notes:
+        say(sentence)
+    say(f"Licence: {made.benchmark.licence}")
+    sections = ", ".join(f"{section} {count}" for section, count in made.sections.items())
+    word = "It has" if made.was_there else f"Wrote {made.path}:"
+    say(f"{word} {sections}. Next: u2pl data check {shlex.quote(str(made.path))}")
+    if made.split is not None:
+        say(_describe(made.split))
+    write_result(json_file, made.to_json())
 
 
 def check(

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from u2pl.data.images import Color
-from u2pl.data.init.cityscapes import LABELS
+from u2pl.data.class_tables import CITYSCAPES
 from u2pl.data.init.voc import CLASSES
 from u2pl.data.sources import default_colors
 from u2pl.engine.protocol import plain_name
@@ -93,7 +93,7 @@ SERVERS: dict[str, Server] = {
         file=re.compile(r"(.+_\d{6}_\d{6})(?:_leftImg8bit)?"),
         example="berlin_000000_000019_leftImg8bit",
         end="_pred_labelIds.png",
-        ids={name: label for label, name, _ in LABELS},
+        ids={name: label for label, name, _ in CITYSCAPES},
         colors=None,
     ),
 }

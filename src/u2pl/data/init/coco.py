@@ -42,8 +42,15 @@ _WORDS = {"train": "labeled", "val": "val", "valid": "val", "test": "test"}
 
 
 @dataclass(frozen=True)
-class _File:
-    """One JSON file: categories by id, images by id, and annotations by image."""
+class Instances:
+    """One JSON file.
+
+    Attributes:
+        path: the file.
+        categories: names by id.
+        images: relative path and (height, width) by id.
+        annotations: those that have a segmentation, by image.
+    """
 
     path: Path
     categories: dict[int, str]
@@ -73,7 +80,7 @@ def draft(request: Request) -> Draft:
     is_file = request.source.suffix.lower() == ".json"
     paths = [request.source] if is_file else _find(request.source)
     sections = _sections(paths)
-    files = {section: _read(path) for section, path in sections.items()}
+    files = {section: read_instances(path) for section, path in sections.items()}
     categories = files[next(iter(files))].categories
     for file in files.values():
         if file.categories != categories:
@@ -144,8 +151,12 @@ def _sections(paths: list[Path]) -> dict[str, Path]:
     return found
 
 
-def _read(path: Path) -> _File:
-    """Read a file and check the parts of it that are used."""
+def read_instances(path: Path) -> Instances:
+    """Read a file and check the parts of it that are used.
+
+    Raises:
+        UserError: where it is no file of COCO's instances, or a name stands there twice.
+    """
     tree = read_json(path)
     if not is_coco(tree):
         raise UserError(f"{path}: expected images, annotations and categories; export it as COCO.")
@@ -169,7 +180,7 @@ def _read(path: Path) -> _File:
     twice += [name for name, count in names.items() if count > 1]
     if twice:
         raise UserError(f"{path}: {shown(twice[0])} stands there twice; names must differ.")
-    return _File(path, categories, images, dict(annotations))
+    return Instances(path, categories, images, dict(annotations))
 
 
 def _size(row: dict[str, Any]) -> tuple[int, int]:
@@ -179,7 +190,7 @@ def _size(row: dict[str, Any]) -> tuple[int, int]:
     return height, width
 
 
-def _paint(request: Request, file: _File, canvas: Canvas, ids: dict[str, int]) -> Path:
+def _paint(request: Request, file: Instances, canvas: Canvas, ids: dict[str, int]) -> Path:
     """Paint the images of a file that have shapes; return the folder that holds them."""
     wanted = {key: image for key, image in file.images.items() if file.annotations.get(key)}
     if not wanted:
@@ -319,7 +330,7 @@ def _image_places(root: Path, path: Path, stem: str) -> Iterator[Path]:
 
 
 def _add_unlabeled(
-    request: Request, result: Draft, files: dict[str, _File], folders: dict[str, Path]
+    request: Request, result: Draft, files: dict[str, Instances], folders: dict[str, Path]
 ) -> None:
     """Add the images without a shape: of the labelled ones' file, beside them, and of a folder."""
     names = ("unlabeled", "unlabelled", "unlabeled2017", "images/unlabeled")
