@@ -47,6 +47,7 @@ data_app.command(epilog="Example: `u2pl data check dataset.yaml`")(data.check)
 data_app.command(epilog="Example: `u2pl data split dataset.yaml --labeled 1/16 --seed 0 --seed 1`")(
     data.split
 )
+data_app.command(epilog="Example: `u2pl data merge dataset.yaml task.zip`")(data.merge)
 
 
 class Sentences(logging.Handler):

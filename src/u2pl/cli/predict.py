@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
 from u2pl import api
 from u2pl.cli.console import JsonOption, complain, images_bar, say, write_result
 from u2pl.engine.pictures import DEFAULT_KINDS, KINDS

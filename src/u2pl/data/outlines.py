@@ -5,7 +5,9 @@ Corners are x and y in pixels; (0, 0) is the upper left corner of the first pixe
 
 from __future__ import annotations
 
+import itertools
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,10 +62,10 @@ def outlines(
     # A border of its own closes the lines; they run halfway between centres inside and outside.
     padded = np.pad(mask.astype(np.float64), 1)
     generator = contour_generator(z=padded, fill_type=FillType.OuterOffset)
-    points, offsets = generator.filled(0.5, 2.0)
+    filled: Any = generator.filled(0.5, 2.0)  # whose type depends on fill_type
     found = []
-    for corners, ends in zip(points, offsets, strict=True):
-        rings = [corners[a : b - 1] - 0.5 for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    for corners, ends in zip(*filled, strict=True):
+        rings = [corners[a : b - 1] - 0.5 for a, b in itertools.pairwise(ends)]
         size = max(min_area, 0.0)
         if abs(area(rings[0])) < size:
             continue
@@ -113,7 +115,8 @@ def _distances(points: Polygon, start: Polygon, end: Polygon) -> npt.NDArray[np.
     along = end - start
     length = math.hypot(*along)
     if length == 0:
-        return np.hypot(*(points - start).T)
+        apart: npt.NDArray[np.float64] = np.hypot(*(points - start).T)
+        return apart
     across = points - start
     distances: npt.NDArray[np.float64] = (
         np.abs(along[0] * across[:, 1] - along[1] * across[:, 0]) / length

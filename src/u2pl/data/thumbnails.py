@@ -22,9 +22,7 @@ def small(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
 
 
-def small_mask(
-    labels: npt.NDArray[np.int64], size: tuple[int, int]
-) -> npt.NDArray[np.int32]:
+def small_mask(labels: npt.NDArray[np.int64], size: tuple[int, int]) -> npt.NDArray[np.int32]:
     """Return class ids [H, W] brought to a (height, width) without mixing them."""
     picture = Image.fromarray(labels.astype(np.int32))
     return np.asarray(picture.resize(size[::-1], Image.Resampling.NEAREST))

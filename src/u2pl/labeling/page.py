@@ -111,7 +111,9 @@ def _card(
     )
 
 
-def _readable(model: SegmentationModel, file: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def _readable(
+    model: SegmentationModel, file: Path
+) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     """Return an image, or of one too large to be seen at once a small copy."""
     tiff = plain_tiff_size(file)
     size = image_size(file) if tiff is None else tiff

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from u2pl.data.images import refuse_way_out, write_mask
@@ -163,8 +163,9 @@ class PseudoLabeling(Labeling):
 
     def _summary(self, row: dict[str, Any]) -> Summary | None:
         network = self.model.network
-        num_features = network.representation_head[-1].out_channels
-        return summary_of_text(row.get("summary"), network.num_classes, int(num_features))
+        last = network.representation_head[-1]
+        assert isinstance(last, nn.Conv2d), "a head ends in a convolution"
+        return summary_of_text(row.get("summary"), network.num_classes, last.out_channels)
 
     def _remember(self, row: dict[str, Any]) -> None:
         summary, source = self._summary(row), row["source"]

@@ -114,12 +114,13 @@ def _find(folder: Path) -> list[Path]:
     places = [folder, *(f for f in subfolders(folder) if f.name in ("annotations", *_WORDS))]
     found = []
     for path in (path for place in places for path in sorted(place.glob("*.json"))):
-        if path.is_file() and _looks_like_instances(path):
+        if path.is_file() and looks_like_instances(path):
             found.append(path)
     return found
 
 
-def _looks_like_instances(path: Path) -> bool:
+def looks_like_instances(path: Path) -> bool:
+    """Whether a JSON file has the words of COCO's instances; it is not parsed."""
     try:
         text = read_text(path)
     except (OSError, ValueError):
@@ -202,9 +203,7 @@ def _paint(request: Request, file: File, canvas: Canvas, ids: dict[str, int]) ->
     return folder
 
 
-def shapes_of(
-    file: File, key: int, ids: dict[str, int]
-) -> list[tuple[int, npt.NDArray[np.bool_]]]:
+def shapes_of(file: File, key: int, ids: dict[str, int]) -> list[tuple[int, npt.NDArray[np.bool_]]]:
     """Return the shapes of an image as class ids with masks [H, W], in the order to paint them.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from u2pl.data.images import refuse_way_out, write_whole
@@ -24,7 +25,7 @@ def write(out: Path, entries: Sequence[Entry], wishes: Wishes) -> list[Path]:
     for entry in entries:
         path = folder / f"{entry.name}.png"
         refuse_way_out(folder, path)
-        write_whole(path, lambda place, entry=entry: shutil.copyfile(entry.mask, place))  # type: ignore[misc]
+        write_whole(path, partial(shutil.copyfile, entry.mask))
     rows = [
         {"id": place, "name": name, "color": list(color)}
         for place, (name, color) in enumerate(zip(wishes.classes, wishes.colors, strict=True))
