@@ -20,8 +20,11 @@ from u2pl.cli.console import (
 )
 from u2pl.data.check import check_dataset
 from u2pl.data.check_page import write_check_page
+from u2pl.data.corrections import FORMATS as CORRECTED
 from u2pl.data.init import FORMATS, init_dataset
 from u2pl.data.prepare import BENCHMARKS, prepare_dataset
+from u2pl.data.init.draft import some
+from u2pl.data.merge import MergeResult, merge_corrections
 from u2pl.data.sources import load_dataset
 from u2pl.data.split import Split, import_split, split_dataset
 from u2pl.errors import UserError
@@ -216,3 +219,75 @@ def _describe(made: Split) -> str:
         f"class shares within {100 * made.share_difference:.2f} points"
     )
     return text + (f"; no pixel of {', '.join(made.absent)}." if made.absent else ".")
+
+
+def merge(
+    dataset: Annotated[Path, typer.Argument(help="A dataset.yaml, or its folder.")],
+    corrected: Annotated[
+        Path, typer.Argument(help="Masks that came back: a folder, a .zip, or a .json.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The file to write. [default: the next number, dataset-2.yaml]"),
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option(help=f"{', '.join(CORRECTED)}. [default: found out]")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="The folder that names of masks count from.")
+    ] = None,
+    uncovered: Annotated[
+        str, typer.Option(help="What pixels without an annotation are: ignore, or a class.")
+    ] = "ignore",
+    pseudo_labels: Annotated[
+        Path | None,
+        typer.Option(help="What u2pl label wrote: leave out masks that are still equal to it."),
+    ] = None,
+    relabel: Annotated[
+        bool, typer.Option("--relabel", help="Give labelled images, too, the masks that came.")
+    ] = False,
+    skip_unmatched: Annotated[
+        bool, typer.Option("--skip-unmatched", help="Leave out masks that belong to no image.")
+    ] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Take corrected masks back: the next version of a data set, with more labels."""
+    result = merge_corrections(
+        dataset,
+        corrected,
+        out=out,
+        format=format,
+        images=images,
+        uncovered=uncovered,
+        pseudo_labels=pseudo_labels,
+        relabel=relabel,
+        skip_unmatched=skip_unmatched,
+    )
+    _describe_merge(result)
+    write_result(json_file, result.to_json())
+
+
+def _describe_merge(result: MergeResult) -> None:
+    """Say what was merged, and by name what was not."""
+    say(f"Format: {result.format}.")
+    left = {
+        "labelled already with these masks": result.already,
+        "left unlabelled, since no pixel of their masks is labelled": result.empty,
+        "left unlabelled, since their masks are still the pseudo-labels": result.unchanged,
+        "masks left out, since they belong to no image": result.unmatched,
+    }
+    for why, names in left.items():
+        if names:
+            say(f"{len(names)} {why}: {some(names)}.")
+    if result.path is None:
+        say("Nothing to merge: all of it is in the data set already.")
+        return
+    relabeled = f", {len(result.relabeled)} relabelled" if result.relabeled else ""
+    say(
+        f"{len(result.merged)} images moved from unlabeled to labeled{relabeled}; "
+        f"{100 * result.labeled_share:.1f} % of their pixels are labelled, the rest is ignored."
+    )
+    say(
+        f"Wrote {result.path}: labeled {result.num_labeled}, unlabeled {result.num_unlabeled}. "
+        f"Next: u2pl train {shlex.quote(str(result.path))}"
+    )

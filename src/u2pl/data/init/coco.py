@@ -114,12 +114,13 @@ def _find(folder: Path) -> list[Path]:
     places = [folder, *(f for f in subfolders(folder) if f.name in ("annotations", *_WORDS))]
     found = []
     for path in (path for place in places for path in sorted(place.glob("*.json"))):
-        if path.is_file() and _looks_like_instances(path):
+        if path.is_file() and looks_like_instances(path):
             found.append(path)
     return found
 
 
-def _looks_like_instances(path: Path) -> bool:
+def looks_like_instances(path: Path) -> bool:
+    """Whether a JSON file has the words of COCO's instances; it is not parsed."""
     try:
         text = read_text(path)
     except (OSError, ValueError):
@@ -198,17 +199,32 @@ def _paint(request: Request, file: Instances, canvas: Canvas, ids: dict[str, int
     folder = _image_folder(request, file.path, [name for name, _ in wanted.values()])
     for key, (name, size) in wanted.items():
         check_size(folder / name, size, source=file.path.name)
-        rows = file.annotations[key]
-        shapes = [
-            (
-                ids[file.categories[int(row["category_id"])]],
-                decode(row["segmentation"], size, file.path),
-            )
-            for row in rows
-        ]
-        shapes.sort(key=lambda shape: -int(shape[1].sum()))  # small things lie before large ones
-        canvas.paint(name_of(name), size, shapes)
+        canvas.paint(name_of(name), size, shapes_of(file, key, ids))
     return folder
+
+
+def shapes_of(
+    file: Instances, key: int, ids: dict[str, int]
+) -> list[tuple[int, npt.NDArray[np.bool_]]]:
+    """Return the shapes of an image as class ids with masks [H, W], in the order to paint them.
+
+    Args:
+        file: the annotations.
+        key: the image's id in it.
+        ids: class id of each category's name.
+
+    Raises:
+        UserError: see :func:`decode`.
+    """
+    size = file.images[key][1]
+    shapes = [
+        (
+            ids[file.categories[int(row["category_id"])]],
+            decode(row["segmentation"], size, file.path),
+        )
+        for row in file.annotations[key]
+    ]
+    return sorted(shapes, key=lambda shape: -int(shape[1].sum()))  # small things lie before large
 
 
 def decode(segmentation: Any, size: tuple[int, int], path: Path) -> npt.NDArray[np.bool_]:
@@ -295,6 +311,36 @@ def _runs_of_text(text: str) -> list[int] | None:
             runs.append(value + (runs[-2] if len(runs) > 2 else 0))
             value, shift = 0, 0
     return runs if shift == 0 else None
+
+
+def runs_of(mask: npt.NDArray[np.bool_]) -> list[int]:
+    """Return the runs of a mask [H, W] down its columns, the first of zeros.
+
+    >>> runs_of(np.array([[0, 1], [0, 1]], bool)), runs_of(np.array([[1], [0]], bool))
+    ([2, 2], [0, 1, 1])
+    """
+    flat = mask.T.ravel()
+    ends = np.flatnonzero(np.diff(flat)) + 1
+    runs: list[int] = np.diff(np.concatenate([[0], ends, [flat.size]])).tolist()
+    return [0, *runs] if flat.size and flat[0] else runs
+
+
+def text_of_runs(runs: list[int]) -> str:
+    """Return runs as COCO's compressed counts; see :func:`_runs_of_text`.
+
+    >>> text_of_runs([40, 2200])
+    'X1hT2'
+    """
+    characters = []
+    for place, run in enumerate(runs):
+        value = run - (runs[place - 2] if place > 2 else 0)
+        while True:
+            code, value = value & 0x1F, value >> 5
+            is_last = value == (-1 if code & 0x10 else 0)
+            characters.append(chr(48 + (code if is_last else code | 0x20)))
+            if is_last:
+                break
+    return "".join(characters)
 
 
 def _faulty(path: Path, segmentation: Any) -> UserError:
