@@ -139,8 +139,8 @@ def _apply(images: Tensor, changes: list[_Change]) -> None:
     sizes = [len(change.rows) for change in changes]
     widths = [len(change.numbers[0]) for change in changes]
     areas = [size * width for size, width in zip(sizes, widths, strict=True)]
-    all_numbers = _placed(torch.tensor(numbers, dtype=images.dtype), device).split(areas)
-    all_rows = _placed(torch.tensor(rows, dtype=torch.int64), device).split(sizes)
+    all_numbers = torch.split(_placed(torch.tensor(numbers, dtype=images.dtype), device), areas)
+    all_rows = torch.split(_placed(torch.tensor(rows, dtype=torch.int64), device), sizes)
     for change, width, flat, index in zip(changes, widths, all_numbers, all_rows, strict=True):
         own = flat.view(len(index), width)
         if len(index) == len(images):
@@ -170,7 +170,8 @@ def brightness_(images: Tensor, numbers: Tensor) -> None:
 
 def contrast_(images: Tensor, numbers: Tensor) -> None:
     """Bring each image nearer to its mean grey, or further from it, in place; as brightness_."""
-    mean = _gray(images).mean(dim=(1, 2, 3), keepdim=True)
+    # float64: the order of a sum depends on how many images there are, an image's view must not
+    mean = _gray(images).mean(dim=(1, 2, 3), keepdim=True, dtype=torch.float64).to(images.dtype)
     images.mul_(_column(numbers, 0)).add_(mean.mul_(_column(numbers, 1))).clamp_(0, 1)
 
 
@@ -196,9 +197,7 @@ def hue_(images: Tensor, numbers: Tensor) -> None:
     value = torch.maximum(torch.maximum(red, green), blue)
     range_ = value - torch.minimum(torch.minimum(red, green), blue)
     over = range_.clamp_min(torch.finfo(images.dtype).tiny)
-    greenest = torch.where(
-        green == value, blue - red + 2 * range_, red - green + 4 * range_
-    )
+    greenest = torch.where(green == value, blue - red + 2 * range_, red - green + 4 * range_)
     hue = torch.where(red == value, green - blue, greenest)
     hue = hue.div_(over).add_(6 * numbers.view(-1, 1, 1))
     for channel, shift in zip((red, green, blue), (0, -2, 2), strict=True):
@@ -253,7 +252,7 @@ def blur_(images: Tensor, numbers: Tensor) -> None:
 
 def _gray(images: Tensor) -> Tensor:
     """Return the grey of images [n, 3, H, W] as [n, 1, H, W]."""
-    red, green, blue = images.split(1, dim=1)
+    red, green, blue = torch.split(images, 1, dim=1)
     return red.mul(_GRAY[0]).add_(green, alpha=_GRAY[1]).add_(blue, alpha=_GRAY[2])
 
 
