@@ -261,7 +261,7 @@ class _Steps(torch_data.Dataset[dict[str, Any]]):
         try:
             item: dict[str, Any] = {}
             for stream, batch_size in self._streams:
-                item |= _draw(stream, _draws(t, batch_size, self._rank, self._num_ranks))
+                item |= stacked(stream, _draws(t, batch_size, self._rank, self._num_ranks))
         except UserError as error:
             return {_ERROR: str(error)}  # as an exception it would arrive with a traceback inside
         return item if self._finish is None else {_READY: self._finish(item)}
@@ -274,8 +274,8 @@ def _draws(t: int, batch_size: int, rank: int, num_ranks: int) -> range:
     return range(first, first + part)
 
 
-def _draw(stream: _Stream, draws: range) -> dict[str, Tensor]:
-    """Return some draws, each field stacked."""
+def stacked(stream: _Stream, draws: range) -> dict[str, Tensor]:
+    """Return some draws of a stream, each field stacked."""
     items = [stream[n] for n in draws]
     return {key: torch.stack([item[key] for item in items]) for key in items[0]}
 
