@@ -65,7 +65,7 @@ def test_every_phase_takes_some_of_an_images_time(tmp_path: Path, workers: int) 
     assert loading.images_per_batch == 4
     assert loading.run() > 0
     found = loading.phases()
-    assert set(found) == {*PHASES, "collate", "other"}
+    assert set(found) == {*PHASES, "cache", "collate", "other"}
     assert min(found.values()) > 0
 
 

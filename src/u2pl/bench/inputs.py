@@ -21,6 +21,7 @@ from u2pl.bench import steps
 from u2pl.bench.clock import finish
 from u2pl.config import Config
 from u2pl.data import loaders, transforms
+from u2pl.data.decoded import Decoder
 from u2pl.data.images import read_image
 from u2pl.data.loaders import default_workers, training_batches
 from u2pl.data.sources import Dataset, load_dataset
@@ -146,6 +147,8 @@ class Loading:
             phase: sum(_seconds(stats, function.__code__) for function in functions)
             for phase, functions in PHASES.items()
         }
+        read = sum(_seconds(stats, way.__code__) for way in (Decoder.image, Decoder.mask))
+        found["cache"] = read - found["decode images"] - found["decode masks"]
         streams = (loaders.LabeledStream, loaders.UnlabeledStream)
         drawn = sum(_seconds(stats, stream.__getitem__.__code__) for stream in streams)
         found["collate"] = _seconds(stats, loaders.stacked.__code__) - drawn

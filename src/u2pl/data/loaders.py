@@ -25,7 +25,7 @@ from u2pl.config import DataSettings
 from u2pl.data.batch import Batch, UnlabeledBatch
 from u2pl.data.check import size_error
 from u2pl.data.class_counts import class_pixels
-from u2pl.data.images import read_image
+from u2pl.data.decoded import Decoder, decoder
 from u2pl.data.photometric import draw_colors
 from u2pl.data.rare_classes import RareClassSampler
 from u2pl.data.sources import Dataset, Sample
@@ -72,6 +72,7 @@ class _Stream(torch_data.Dataset[dict[str, Any]]):
         self._samples = samples
         self._dataset = dataset
         self._settings = settings
+        self._decoder = decoder(dataset, settings)
         self._resize = settings.resize
         self._seed = seed
         self._name = type(self).__name__
@@ -157,7 +158,7 @@ class LabeledStream(_Stream):
             UserError: where a file cannot be read, or the mask does not fit the image.
         """
         sample, class_id = self._choose(n)
-        pixels, mask = _read_pair(sample, self._dataset)
+        pixels, mask = _read_pair(sample, self._decoder)
         generator = self._generator(n)
         view, label = self._crop(mask, class_id, generator)
         dtype = label_dtype(self._dataset.num_classes, self._dataset.ignore_index)
@@ -167,7 +168,7 @@ class LabeledStream(_Stream):
         return item
 
     def _crop(
-        self, mask: npt.NDArray[np.int64], class_id: int | None, generator: torch.Generator
+        self, mask: npt.NDArray[np.integer[Any]], class_id: int | None, generator: torch.Generator
     ) -> tuple[View, Tensor]:
         """Return a random view and its labels, chosen for a class where there is one."""
         size = (mask.shape[0], mask.shape[1])
@@ -208,7 +209,7 @@ class UnlabeledStream(_Stream):
             UserError: where the file cannot be read.
         """
         sample, generator = self.sample(n), self._generator(n)
-        pixels = read_image(sample.image)
+        pixels = self._decoder.image(sample)
         weak, valid = view_image(
             pixels, self._draw_view((pixels.shape[0], pixels.shape[1]), generator)
         )
@@ -226,9 +227,9 @@ class UnlabeledStream(_Stream):
 
 
 def _read_pair(
-    sample: Sample, dataset: Dataset
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    image, mask = read_image(sample.image), dataset.read_mask(sample)
+    sample: Sample, decoder: Decoder
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer[Any]]]:
+    image, mask = decoder.image(sample), decoder.mask(sample)
     height, width = image.shape[:2]
     if mask.shape != (height, width):
         raise size_error(sample.image, (height, width), (mask.shape[0], mask.shape[1]))
@@ -472,19 +473,19 @@ class EvaluationBatch(NamedTuple):
 
 
 class _EvaluationItems(torch_data.Dataset[dict[str, Any]]):
-    def __init__(self, samples: Sequence[Sample], dataset: Dataset, resize: int | None) -> None:
+    def __init__(self, samples: Sequence[Sample], decoder: Decoder, resize: int | None) -> None:
         self._samples = samples
-        self._dataset = dataset
+        self._decoder = decoder
         self._resize = resize
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self._samples[index]
         try:
             if sample.mask is None:
-                pixels, mask = read_image(sample.image), None
+                pixels, mask = self._decoder.image(sample), None
             else:
-                pixels, labels = _read_pair(sample, self._dataset)
-                mask = torch.from_numpy(labels)
+                pixels, labels = _read_pair(sample, self._decoder)
+                mask = torch.from_numpy(labels.astype(np.int64))
             image = eval_image(pixels, resize=self._resize, file=sample.image)
         except UserError as error:
             return {_ERROR: str(error)}
@@ -512,7 +513,7 @@ def evaluation_batches(
         UserError: where a file cannot be read, or a mask does not fit its image.
     """
     items = _loader(
-        _EvaluationItems(samples, dataset, settings.resize),
+        _EvaluationItems(samples, decoder(dataset, settings), settings.resize),
         range(len(samples)),
         workers=settings.num_workers if workers is None else workers,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -99,17 +100,18 @@ def view_image(image: npt.NDArray[np.uint8], view: View) -> tuple[Tensor, Tensor
     return pixels.permute(2, 0, 1).contiguous(), valid
 
 
-def view_labels(mask: npt.NDArray[np.int64], view: View, *, ignore_index: int) -> Tensor:
+def view_labels(mask: npt.NDArray[np.integer[Any]], view: View, *, ignore_index: int) -> Tensor:
     """Return a mask's view [h, w] int64, nearest; ``ignore_index`` on padding.
 
     Args:
-        mask: [H, W] int64.
+        mask: [H, W] of integers.
         view: of an image of this size.
         ignore_index: what padding holds.
     """
     _, _, h, w = view.window
     labels = torch.full(view.crop, ignore_index, dtype=torch.int64)
-    labels[:h, :w] = torch.from_numpy(_resample_mask(mask, view.size, view.window))
+    picked = _resample_mask(mask, view.size, view.window)
+    labels[:h, :w] = torch.from_numpy(picked.astype(np.int64, copy=False))
     return labels.flip(1) if view.is_flipped else labels
 
 
@@ -130,13 +132,13 @@ def _resample(
 
 
 def _resample_mask(
-    mask: npt.NDArray[np.int64], size: tuple[int, int], window: tuple[int, int, int, int]
-) -> npt.NDArray[np.int64]:
+    mask: npt.NDArray[np.integer[Any]], size: tuple[int, int], window: tuple[int, int, int, int]
+) -> npt.NDArray[np.integer[Any]]:
     """Return the window of the mask resized to ``size``: the label at each new pixel's centre."""
     (full_h, full_w), (top, left, h, w) = size, window
     rows = ((np.arange(top, top + h) + 0.5) * (mask.shape[0] / full_h)).astype(np.int64)
     columns = ((np.arange(left, left + w) + 0.5) * (mask.shape[1] / full_w)).astype(np.int64)
-    picked: npt.NDArray[np.int64] = mask[
+    picked: npt.NDArray[np.integer[Any]] = mask[
         rows.clip(max=mask.shape[0] - 1)[:, None], columns.clip(max=mask.shape[1] - 1)
     ]
     return picked
