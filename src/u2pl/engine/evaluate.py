@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,7 +174,7 @@ def window_starts(length: int, window: int, stride: float) -> list[int]:
 @torch.no_grad()
 def evaluate(
     models: Mapping[str, nn.Module],
-    samples: tuple[Sample, ...],
+    samples: Sequence[Sample],
     dataset: Dataset,
     config: Config,
     *,
