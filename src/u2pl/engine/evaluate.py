@@ -239,7 +239,7 @@ def window_starts(length: int, window: int, stride: float) -> list[int]:
 @torch.no_grad()
 def evaluate(
     models: Mapping[str, nn.Module],
-    samples: tuple[Sample, ...],
+    samples: Sequence[Sample],
     dataset: Dataset,
     config: Config,
     *,
