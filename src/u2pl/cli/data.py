@@ -22,9 +22,9 @@ from u2pl.data.check import check_dataset
 from u2pl.data.check_page import write_check_page
 from u2pl.data.corrections import FORMATS as CORRECTED
 from u2pl.data.init import FORMATS, init_dataset
-from u2pl.data.prepare import BENCHMARKS, prepare_dataset
 from u2pl.data.init.draft import some
 from u2pl.data.merge import MergeResult, merge_corrections
+from u2pl.data.prepare import BENCHMARKS, prepare_dataset
 from u2pl.data.sources import load_dataset
 from u2pl.data.split import Split, import_split, split_dataset
 from u2pl.errors import UserError
