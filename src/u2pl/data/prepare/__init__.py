@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -293,7 +293,7 @@ def _write_all(benchmark: Benchmark, job: Job, draft: Draft) -> None:
     os.replace(temporary, path)
 
 
-def _some(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
+def _some(samples: Sequence[Sample]) -> Sequence[Sample]:
     """Return at most 50 samples, evenly spread."""
     step = max(1, len(samples) // _OPENED)
     return samples[::step][:_OPENED]
