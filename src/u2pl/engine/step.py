@@ -33,9 +33,9 @@ from u2pl.engine.compiled import of_method
 from u2pl.engine.guard import are_finite, gradient_norm, has_scaler
 from u2pl.engine.optimizer import learning_rate_factor, set_learning_rate
 from u2pl.engine.state import TrainState
-from u2pl.engine.teacher import follow, statistics_at_rest, teacher_decay
 from u2pl.mixing import on_grid
 from u2pl.models import upsample
+from u2pl.teacher import follow, statistics_at_rest, teacher_decay
 
 
 @dataclass(frozen=True)

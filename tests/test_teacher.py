@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from u2pl.engine.teacher import follow, teacher_decay
+from u2pl.teacher import follow, teacher_decay
 
 
 def network(seed: int) -> nn.Module:
