@@ -29,7 +29,8 @@ from u2pl.sweep.train import Outcome
 def sweep(
     file: Annotated[Path, typer.Argument(help="A YAML file; see docs/how-to/sweep.md.")],
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the results.  [default: runs/NAME]")
+        Path | None,
+        typer.Option(help="Folder of the results.  [default: runs/ and the file's name]"),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="What $DATA in the file stands for: a folder.")
@@ -82,6 +83,9 @@ def sweep(
             on_measure=lambda row: say(f"Trying a few steps of {row}."),
         )
         console.print(cells_table(found))
+        for cell in found["cells"]:
+            if cell["detail"] and cell["state"] != "done":
+                say(f"{named(cell)}: {cell['state']}: {cell['detail']}")
         say(describe_cost(found))
         write_result(json_file, found)
         return
@@ -181,7 +185,7 @@ def scores_table(result: dict[str, Any]) -> Table:
 def cells_table(found: dict[str, Any]) -> Table:
     """Every cell: how far it is, and what it will cost."""
     table = Table(title=as_it_is(f"{found['name']}: {len(found['cells'])} cells"))
-    for head in ("row", "share", "seed", "state", "step", "left", "why"):
+    for head in ("row", "share", "seed", "state", "step", "left"):
         table.add_column(head, overflow="fold")
     for cell in found["cells"]:
         left = "unknown" if cell["cost"] is None else length(cell["cost"])
@@ -193,7 +197,6 @@ def cells_table(found: dict[str, Any]) -> Table:
             cell["state"],
             f"{cell['step']}/{cell['steps']}",
             left if is_left else "–",
-            cell["detail"],
         ]
         table.add_row(*map(as_it_is, parts))
     return table
@@ -204,15 +207,14 @@ def describe_cost(found: dict[str, Any]) -> str:
 
     >>> describe_cost({"cells": [{"state": "done"}, {"state": "missing"}, {"state": "missing"}],
     ...     "total_seconds": 7200.0, "unknown": 1, "jobs": 1})
-    '1 done, 2 missing. About 2.0 hours, one at a time, and 1 cells of unknown cost (--measure).'
+    '1 done, 2 missing. About 2.0 hours, one at a time, and 1 more of unknown cost.'
     """
     states = [cell["state"] for cell in found["cells"]]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     at_a_time = "one at a time" if found["jobs"] == 1 else f"{found['jobs']} at a time"
     if found["total_seconds"] is None:
         return f"{counts}. What the rest costs is not known; add --measure."
-    unknown = f", and {found['unknown']} cells of unknown cost (--measure)"
-    more = unknown if found["unknown"] else ""
+    more = f", and {found['unknown']} more of unknown cost" if found["unknown"] else ""
     return f"{counts}. About {duration(found['total_seconds'] / 3600)}, {at_a_time}{more}."
 
 

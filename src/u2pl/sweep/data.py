@@ -48,6 +48,7 @@ class DataMaker:
     root: Path | None
     beside: Path
     held_out: tuple[str, ...]
+    _made: dict[tuple[Path, str | None, int], Path] = field(default_factory=dict)
     _loaded: dict[Path, Dataset] = field(default_factory=dict)
     _checked: set[Path] = field(default_factory=set)
 
@@ -61,23 +62,24 @@ class DataMaker:
         Raises:
             UserError: where the data set, a share or the draw is faulty.
         """
-        places = list(places)
         base = self._base(changes)
-        if self.part is None or not self.part.deal:
-            whole = dict.fromkeys((seed for _, seed in places), base)
-        else:
-            deal = self.part.deal
-            whole = {seed: deal_dataset(base, deal, seed=seed) for _, seed in places}
-        for path in dict.fromkeys(whole.values()):
-            self._check(path)
         found: dict[Place, Dataset] = {}
         for share, seed in places:
-            path = whole[seed]
-            if share is not None:
-                draw = "stratified" if self.part is None else self.part.draw
-                path = split_dataset(path, labeled=[share], seeds=[seed], draw=draw)[0].path
-            found[share, seed] = self._load(path)
+            key = base, share, seed
+            if key not in self._made:
+                self._made[key] = self._draw(base, share, seed)
+            found[share, seed] = self._load(self._made[key])
         return found
+
+    def _draw(self, base: Path, share: str | None, seed: int) -> Path:
+        """Write one data set: what the seed deals and draws."""
+        deal = {} if self.part is None else self.part.deal
+        path = deal_dataset(base, deal, seed=seed) if deal else base
+        self._check(path)
+        if share is None:
+            return path
+        draw = "stratified" if self.part is None else self.part.draw
+        return split_dataset(path, labeled=[share], seeds=[seed], draw=draw)[0].path
 
     def _base(self, changes: dict[str, Any]) -> Path:
         """Write the dataset.yaml of a row, with every path made absolute."""
