@@ -278,7 +278,7 @@ def test_cost_is_that_of_cells_of_the_same_row(
         ),
         ({"common": {"train.steps": 0}}, [], "Row 'supervised': Setting 'train.steps'"),
         ({"common": {"train.seed": 0}}, [], "'train.seed' is set by 'seeds'"),
-        ({"common": {"model.encoder": "resnot18"}}, [], "Row 'supervised': timm has no model"),
+        ({"rows": {"a": {"set": {"model.encoder": "resnot18"}}}}, [], "Row 'a': timm has no model"),
         ({"common": {"model.weights": "no.pth", "model.pretrained": True}}, [], "cannot read no"),
         ({"shares": ["1/3000000000"]}, [], "Row 'supervised': Expected a fraction such as 1/16"),
         ({"shares": ["90"]}, [], "Expected at most 8 images"),
@@ -384,26 +384,25 @@ def start(file: Path, out: Path, *words: object) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(condition: Callable[[], bool], *, seconds: float = 90) -> None:
+def wait_for(condition: Callable[[], bool], *, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not come"
         time.sleep(0.05)
 
 
-def test_two_sweeps_with_two_processes_each_train_every_cell_once(tmp_path: Path) -> None:
+def test_two_sweeps_at_once_train_every_cell_once(tmp_path: Path) -> None:
     write_dataset(tmp_path / "data", num_labeled=8)
     rows = {"supervised": ROWS["supervised"], "u2pl": None}
-    file = write_sweep(tmp_path / "s.yaml", rows=rows)
+    file = write_sweep(tmp_path / "s.yaml", rows=rows, shares="1/4")
     out = tmp_path / "out"
-    both = [start(file, out, "--jobs", jobs) for jobs in (1, 2)]
-    answers = [process.communicate(timeout=180) for process in both]
+    both = [start(file, out) for _ in range(2)]
+    answers = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], answers
     found = [(line["row"], line["share"], line["seed"]) for line in lines(out)]
-    assert len(found) == len(set(found)) == 8
-    begun = [text.count(": begins, log in") for text, _ in answers]
-    done = [text.count(": done.") for text, _ in answers]
-    assert sum(done) >= 8 <= sum(begun)
+    assert len(found) == len(set(found)) == 4
+    for text, _ in answers:  # both end with the whole table
+        assert "are not done" not in text
     for log in out.rglob("log.txt"):
         assert log.read_text().count("step 1/2") == 1, log
     assert not list(out.rglob("*.lock*"))
@@ -423,7 +422,7 @@ def test_sweep_that_is_stopped_saves_and_goes_on_as_if_never_stopped(
     log = out / "cells/u2pl/1of2/seed-0/log.txt"
     wait_for(lambda: log.exists() and "step 3/40" in log.read_text())
     process.send_signal(signal.SIGTERM)
-    shown, errors = process.communicate(timeout=60)
+    shown, errors = process.communicate(timeout=300)
     assert process.returncode == 75, (shown, errors)
     assert "Stopped; 0 of 1 cells are done, and what was trained is saved." in errors
     assert not (out / "results.jsonl").exists()
@@ -447,7 +446,7 @@ def test_worker_that_is_killed_fails_its_cell_alone(tmp_path: Path) -> None:
     wait_for(lambda: log.exists() and "step 3/" in log.read_text())
     lock = json.loads((out / "cells/long/1of2/seed-0.lock").read_text())
     os.kill(lock["process"], signal.SIGKILL)
-    shown, errors = process.communicate(timeout=120)
+    shown, errors = process.communicate(timeout=300)
     assert process.returncode == 1, (shown, errors)
     assert "long, 1/2, seed 0: failed: Its process ended by signal 9" in shown
     assert [line["row"] for line in lines(out)] == ["short"]
