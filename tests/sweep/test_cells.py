@@ -139,6 +139,7 @@ def test_cell_of_another_sweep_is_waited_for(
     cell.lock.write_text('{"host": "far", "process": 1, "machine": "far"}')
     assert look(cell, []).detail == "process 1 on far"
     assert schedule.next() is None
+    assert [schedule.begin_to_wait() for _ in range(3)] == [True, False, False]
     assert not schedule.is_over
     cell.lock.unlink()
     assert schedule.next() == cell

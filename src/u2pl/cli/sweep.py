@@ -76,17 +76,9 @@ def sweep(
         "jobs": jobs,
     }
     if dry_run:
-        found = sweeps.look_at_sweep(
-            file,
-            **given,
-            measure=measure,
-            on_measure=lambda row: say(f"Trying a few steps of {row}."),
-        )
-        console.print(cells_table(found))
-        for cell in found["cells"]:
-            if cell["detail"] and cell["state"] != "done":
-                say(f"{named(cell)}: {cell['state']}: {cell['detail']}")
-        say(describe_cost(found))
+        tried = {"measure": measure, "on_measure": lambda row: say(f"Trying steps of {row}.")}
+        found = sweeps.look_at_sweep(file, **given, **tried)
+        tell_what_is_left(found)
         write_result(json_file, found)
         return
     with TrainingDisplay() as display:
@@ -114,6 +106,15 @@ def tell_end(cell: Cell, outcome: Outcome) -> None:
     detail = f": {outcome.detail}" if outcome.detail else "."
     words = {"elsewhere": "is with another sweep", "changed": "is left as it is"}
     say(f"{cell.name}: {words.get(outcome.state, outcome.state)}{detail}")
+
+
+def tell_what_is_left(found: dict[str, Any]) -> None:
+    """Print every cell, why some are not done, and what the rest costs."""
+    console.print(cells_table(found))
+    for cell in found["cells"]:
+        if cell["detail"]:
+            say(f"{named(cell)}: {cell['state']}: {cell['detail']}")
+    say(describe_cost(found))
 
 
 def tell(result: dict[str, Any]) -> None:

@@ -177,13 +177,13 @@ def parse_share(text: str, total: int) -> int:
     if share <= 0 or (share > 1 and not is_count):
         raise UserError(
             f"Expected a fraction such as 1/16 or 0.05, or a number of images, got '{text}'; "
-            "change --labeled.",
+            "change it.",
             exit_code=2,
         )
     count = int(share) if is_count else max(1, math.floor(share * total + Fraction(1, 2)))
     if count > total:
         raise UserError(
-            f"Expected at most {total} images, as many as have masks, got {count}; lower --labeled."
+            f"Expected at most {total} images, as many as have masks, got {count}; ask for fewer."
         )
     return count
 

@@ -34,6 +34,7 @@ class Schedule:
         self._cells = {cell.folder: cell for cell in cells}
         self._waiting = list(cells)
         self._look_again = 0.0
+        self._is_waiting = False
         self._failures = {cell.folder: read_failure(cell) for cell in cells}
 
     @property
@@ -52,9 +53,15 @@ class Schedule:
                 self.outcomes[cell.folder] = ended
             elif self._is_ready(cell):
                 self._waiting.remove(cell)
+                self._is_waiting = False
                 return cell
         self._look_again = time.monotonic() + POLL_SECONDS
         return None
+
+    def begin_to_wait(self) -> bool:
+        """Say that nothing can be done now; whether this is new."""
+        is_new, self._is_waiting = not self._is_waiting, True
+        return is_new
 
     def end(self, cell: Cell, outcome: Outcome) -> None:
         """Say how a cell has ended; one that another process has is waited for."""

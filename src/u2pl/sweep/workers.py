@@ -35,7 +35,7 @@ class Watcher:
         on_seeds: called with a cell on its way from tags to seeds, the stage, what is done, and of
             how many.
         on_end: called with a cell and how it has ended.
-        on_wait: called once, where all that is left is with other sweeps.
+        on_wait: called where all that is left is with other sweeps.
     """
 
     on_start: Callable[[Cell], None] = lambda _: None
@@ -79,7 +79,8 @@ def run_here(schedule: Schedule, watcher: Watcher) -> bool:
 
 def _wait(schedule: Schedule, watcher: Watcher) -> None:
     if not schedule.is_over:
-        watcher.on_wait()
+        if schedule.begin_to_wait():
+            watcher.on_wait()
         time.sleep(POLL_SECONDS)
 
 
