@@ -76,7 +76,10 @@ def sweep(
         "jobs": jobs,
     }
     if dry_run:
-        tried = {"measure": measure, "on_measure": lambda row: say(f"Trying steps of {row}.")}
+        tried: dict[str, Any] = {
+            "measure": measure,
+            "on_measure": lambda row: say(f"Trying steps of {row}."),
+        }
         found = sweeps.look_at_sweep(file, **given, **tried)
         tell_what_is_left(found)
         write_result(json_file, found)
