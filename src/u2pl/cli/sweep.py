@@ -76,19 +76,22 @@ def sweep(
         "jobs": jobs,
     }
     if dry_run:
-        tried: dict[str, Any] = {
-            "measure": measure,
-            "on_measure": lambda row: say(f"Trying steps of {row}."),
-        }
-        found = sweeps.look_at_sweep(file, **given, **tried)
-        tell_what_is_left(found)
-        write_result(json_file, found)
+        write_result(json_file, look(file, given, measure))
         return
     with TrainingDisplay() as display:
         result = sweeps.run_sweep(file, **given, redo=redo, watcher=watcher_of(display))
     tell(result)
     write_result(json_file, result)
     end(result)
+
+
+def look(file: Path, given: dict[str, Any], measure: bool) -> dict[str, Any]:
+    """Print how far a sweep is, and return it."""
+    found = sweeps.look_at_sweep(
+        file, **given, measure=measure, on_measure=lambda row: say(f"Trying steps of {row}.")
+    )
+    tell_what_is_left(found)
+    return found
 
 
 def watcher_of(display: TrainingDisplay) -> sweeps.Watcher:
