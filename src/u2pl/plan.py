@@ -87,10 +87,7 @@ class Plan:
         """Of training, evaluation left out; None where nothing was measured."""
         if self.trial is None:
             return None
-        train = self.config.train
-        semi = train.steps - train.supervised_steps
-        seconds = train.supervised_steps * self.trial.seconds_supervised
-        return (seconds + semi * self.trial.seconds_semi) / 3600
+        return self.trial.seconds(self.config.train) / 3600
 
     def to_json(self) -> dict[str, Any]:
         """``settings`` (key → value), ``reasons`` (key → sentence), ``fingerprint``, ``ranks``

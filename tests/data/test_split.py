@@ -13,7 +13,13 @@ from PIL import Image
 
 from factories import write_dataset
 from u2pl.data.sources import load_dataset
-from u2pl.data.split import import_split, parse_share, split_dataset, stratified_order
+from u2pl.data.split import (
+    import_split,
+    parse_share,
+    split_dataset,
+    spread_choice,
+    stratified_order,
+)
 from u2pl.errors import UserError
 
 
@@ -316,3 +322,44 @@ def test_list_that_is_not_there_or_no_text_is_refused(path: Path) -> None:
 def test_name_that_leads_elsewhere_is_refused(path: Path, name: str) -> None:
     with pytest.raises(UserError, match="Expected a file name without suffix"):
         import_split(path, labeled=_list(path, ["labeled_1"]), name=name)
+
+
+# over the frames of videos
+
+
+@given(total=st.integers(1, 300), part=st.floats(0, 1), seed=st.integers(0, 2**31))
+def test_spread_takes_one_of_each_stretch_and_none_twice(
+    total: int, part: float, seed: int
+) -> None:
+    count = max(1, round(part * total))
+    chosen = spread_choice(total, count, seed=seed)
+    assert len(set(chosen)) == count
+    assert chosen == sorted(chosen)
+    assert chosen[0] >= 0
+    assert chosen[-1] < total
+    for place, index in enumerate(chosen):  # a border may move an index by one
+        assert place * total / count - 1 <= index <= (place + 1) * total / count + 1
+
+
+def test_spread_of_everything_is_everything() -> None:
+    assert spread_choice(7, 7, seed=3) == list(range(7))
+    assert spread_choice(7, 0, seed=3) == []
+
+
+def test_spread_split_follows_names_and_has_a_file_of_its_own(path: Path) -> None:
+    order = [f"labeled_{i}" for i in (9, 3, 12, 0, 1, 2, 4, 5)]
+    (path.parent / "few.txt").write_text("\n".join(order))
+    edit(path, labeled={"images": "images", "masks": "masks", "list": "few.txt"})
+    (split,) = split_dataset(path, labeled=["1/4"], seeds=[2], draw="spread")
+    in_order = sorted(order)
+    assert list(split.labeled) == [in_order[i] for i in spread_choice(8, 2, seed=2)]
+    assert split.path.name == "dataset-1of4-seed2-spread.yaml"
+    assert split.num_unlabeled == 9
+    assert "--draw spread" in split.path.read_text()
+    (other,) = split_dataset(path, labeled=["1/4"], seeds=[2])
+    assert other.path != split.path
+
+
+def test_unknown_draw_is_refused(path: Path) -> None:
+    with pytest.raises(UserError, match=r"got 'spred'. Did you mean 'spread'\?"):
+        split_dataset(path, labeled=["1/4"], seeds=[0], draw="spred")

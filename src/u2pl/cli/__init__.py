@@ -10,7 +10,7 @@ import warnings
 import torch
 import typer
 
-from u2pl.cli import bench, data, demo, doctor, export, label, plan, predict, report, train
+from u2pl.cli import bench, data, demo, doctor, export, label, plan, predict, report, sweep, train
 from u2pl.cli.console import complain
 from u2pl.errors import UserError
 
@@ -29,6 +29,9 @@ app.command(epilog="Example: `u2pl plan dataset.yaml --out plan.yaml`")(plan.pla
 app.command(
     epilog="Example: `u2pl train dataset.yaml --recipe camvid --out runs/a train.steps=4000`"
 )(train.train)
+app.command(epilog="Example: `u2pl sweep docs/experiments/camvid.yaml --data camvid --dry-run`")(
+    sweep.sweep
+)
 app.command(epilog="Example: `u2pl evaluate runs/a --split test --weights student`")(train.evaluate)
 app.command(epilog="Example: `u2pl predict runs/a photos --out labelled`")(predict.predict)
 app.command(epilog="Example: `u2pl label runs/a photos --out to-label --format cvat --top 20`")(

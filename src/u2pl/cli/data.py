@@ -183,6 +183,10 @@ def split(
     seed: Annotated[
         list[int] | None, typer.Option(help="Of the choice. May be given again. [default: 0]")
     ] = None,
+    draw: Annotated[
+        str,
+        typer.Option(help="stratified; or spread, over the order of names, for frames of videos."),
+    ] = "stratified",
     import_list: Annotated[
         Path | None,
         typer.Option("--import", help="Take the labelled images of this list.", dir_okay=False),
@@ -202,7 +206,7 @@ def split(
             raise UserError("--import-unlabeled and --name need --import.", exit_code=2)
         if not labeled:
             raise UserError("Expected --labeled 1/16, or --import LIST; give one.", exit_code=2)
-        splits = split_dataset(dataset, labeled=labeled, seeds=seed or [0])
+        splits = split_dataset(dataset, labeled=labeled, seeds=seed or [0], draw=draw)
     else:
         if labeled or seed:
             raise UserError("Expected --labeled or --import, got both; give one.", exit_code=2)

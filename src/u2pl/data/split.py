@@ -3,12 +3,16 @@
 A split is made by order. Every seed has one order of the labelled images, and a fraction takes as
 many of the first as it asks for, so 1/16 lies within 1/8 within 1/4. The order keeps the class
 pixels of its beginning like those of all images.
+
+Frames of videos are alike where they are neighbours; there :func:`spread_choice` takes one image
+out of each of equal stretches. Its choices are not nested.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import random
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,12 +28,15 @@ import yaml
 from u2pl.data.class_counts import class_pixels
 from u2pl.data.images import write_whole
 from u2pl.data.sources import IMAGE_SUFFIXES, Dataset, Sample, load_dataset, split_hash
-from u2pl.errors import UserError, is_clean, printable
+from u2pl.errors import UserError, is_clean, nearest_name, printable
 from u2pl.plain_files import read_text, read_yaml
 
 # Of the images left, this share, the best ones, are those that the next is drawn from. With less,
 # splits of other seeds share more images than by chance; with more, shares fit less well.
 _CHOICES = 0.25
+
+DRAWS = ("stratified", "spread")
+"""How labelled images are chosen: :func:`stratified_order` or :func:`spread_choice`."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +133,33 @@ def _scaled(pixels: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     return scaled
 
 
+def spread_choice(total: int, count: int, *, seed: int) -> list[int]:
+    """Return one random index out of each of ``count`` equal stretches of ``total``.
+
+    For images whose neighbours are alike, such as the frames of a video in their order.
+
+    Args:
+        total: how many there are.
+        count: how many to return, at most ``total``.
+        seed: not negative; another seed gives another choice.
+
+    Returns:
+        Rising indices, all different.
+
+    >>> spread_choice(100, 4, seed=0)
+    [21, 43, 60, 81]
+    """
+    draw = random.Random(seed)
+    stretch = total / count if count else 0.0
+    chosen: list[int] = []
+    for place in range(count):
+        index = int((place + draw.random()) * stretch)
+        # where stretches are no whole numbers, two may share an index at their border
+        index = max(index, chosen[-1] + 1 if chosen else 0)
+        chosen.append(min(index, total - count + place))
+    return chosen
+
+
 def parse_share(text: str, total: int) -> int:
     """Return how many of ``total`` images a text asks for: ``1/16``, ``0.05`` or ``23``.
 
@@ -143,18 +177,20 @@ def parse_share(text: str, total: int) -> int:
     if share <= 0 or (share > 1 and not is_count):
         raise UserError(
             f"Expected a fraction such as 1/16 or 0.05, or a number of images, got '{text}'; "
-            "change --labeled.",
+            "change it.",
             exit_code=2,
         )
     count = int(share) if is_count else max(1, math.floor(share * total + Fraction(1, 2)))
     if count > total:
         raise UserError(
-            f"Expected at most {total} images, as many as have masks, got {count}; lower --labeled."
+            f"Expected at most {total} images, as many as have masks, got {count}; ask for fewer."
         )
     return count
 
 
-def split_dataset(path: Path | str, *, labeled: Sequence[str], seeds: Sequence[int]) -> list[Split]:
+def split_dataset(
+    path: Path | str, *, labeled: Sequence[str], seeds: Sequence[int], draw: str = "stratified"
+) -> list[Split]:
     """Write a data set for each fraction and seed, beside the one it is made of.
 
     Of ``dataset.yaml`` and 1/16 with seed 0 are made ``dataset-1of16-seed0.yaml`` and, in the
@@ -166,11 +202,18 @@ def split_dataset(path: Path | str, *, labeled: Sequence[str], seeds: Sequence[i
         path: a dataset.yaml, or its folder.
         labeled: see :func:`parse_share`; of the images in 'labeled'.
         seeds: one or more; not negative.
+        draw: of :data:`DRAWS`; ``spread`` takes the images in the order of their names, and adds
+            its own name to that of the file.
 
     Raises:
         UserError: where the data set, a fraction or a seed is faulty, a mask cannot be read, or a
             file of another content is in the way.
     """
+    if draw not in DRAWS:
+        raise UserError(
+            f"Expected a draw of {' or '.join(DRAWS)}, got '{draw}'.{nearest_name(draw, DRAWS)}",
+            exit_code=2,
+        )
     dataset = load_dataset(path)
     counts = {text: parse_share(text, len(dataset.labeled)) for text in labeled}
     for seed in seeds:
@@ -179,12 +222,32 @@ def split_dataset(path: Path | str, *, labeled: Sequence[str], seeds: Sequence[i
     pixels = class_pixels(dataset, dataset.labeled)
     made = []
     for seed in dict.fromkeys(seeds):
-        order = stratified_order(pixels, seed=seed, count=max(counts.values(), default=0))
-        for text, count in counts.items():
-            name = f"{dataset.path.stem}-{text.replace('/', 'of')}-seed{seed}"
-            how = f"--labeled {text} --seed {seed}"
-            made.append((name, how, order[:count]))
+        chosen = _chosen(dataset, pixels, list(counts.values()), seed=seed, draw=draw)
+        for text, indices in zip(counts, chosen, strict=True):
+            suffix, option = ("", "") if draw == "stratified" else (f"-{draw}", f" --draw {draw}")
+            name = f"{dataset.path.stem}-{text.replace('/', 'of')}-seed{seed}{suffix}"
+            made.append((name, f"--labeled {text} --seed {seed}{option}", indices))
     return _write_splits(dataset, pixels, made)
+
+
+def _chosen(
+    dataset: Dataset,
+    pixels: npt.NDArray[np.int64],
+    counts: Sequence[int],
+    *,
+    seed: int,
+    draw: str,
+) -> list[list[int]]:
+    """Return the indices of the labelled images, for each number of them."""
+    if draw == "spread":
+        names = [sample.name for sample in dataset.labeled]
+        order = sorted(range(len(names)), key=names.__getitem__)
+        return [
+            [order[place] for place in spread_choice(len(order), count, seed=seed)]
+            for count in counts
+        ]
+    order = stratified_order(pixels, seed=seed, count=max(counts, default=0))
+    return [order[:count] for count in counts]
 
 
 def import_split(
@@ -322,7 +385,10 @@ def _texts(
 def _seen_from(root: Path, file: Path) -> str:
     """Return a path of a dataset.yaml; links of the file itself are not followed."""
     place = os.path.join(os.path.realpath(file.parent), file.name)
-    return Path(os.path.relpath(place, root)).as_posix()
+    try:
+        return Path(os.path.relpath(place, root)).as_posix()
+    except ValueError:  # on another drive of Windows
+        return Path(place).as_posix()
 
 
 def _lines(items: Iterable[str]) -> str:

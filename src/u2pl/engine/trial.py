@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from lightning_fabric import Fabric
 
-from u2pl.config import Config
+from u2pl.config import Config, TrainSettings
 from u2pl.data.loaders import training_batches
 from u2pl.data.sources import Dataset
 from u2pl.engine.loop import choose_precision, uses_unlabeled
@@ -32,6 +32,11 @@ class Trial:
     seconds_supervised: float
     seconds_semi: float
     memory: int
+
+    def seconds(self, train: TrainSettings) -> float:
+        """Of all steps of a run, evaluation left out."""
+        semi = train.steps - train.supervised_steps
+        return train.supervised_steps * self.seconds_supervised + semi * self.seconds_semi
 
 
 def try_steps(config: Config, dataset: Dataset, *, num_steps: int = 3) -> Trial:
