@@ -8,7 +8,17 @@
 
 from u2pl import _torchvision as _torchvision  # first: it makes torchvision importable everywhere
 from u2pl import contrast, losses, mixing, partition
-from u2pl.api import compare, evaluate, export, load, make_config, make_report, predict, train
+from u2pl.api import (
+    compare,
+    evaluate,
+    export,
+    load,
+    make_config,
+    make_report,
+    open_app,
+    predict,
+    train,
+)
 from u2pl.errors import UserError
 
 __version__ = "0.1.0"
@@ -24,6 +34,7 @@ __all__ = [
     "make_config",
     "make_report",
     "mixing",
+    "open_app",
     "partition",
     "predict",
     "train",

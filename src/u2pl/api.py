@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from u2pl.app.desk import Desk, find_runs
+from u2pl.app.server import LOOPBACK, serve
 from u2pl.config import Config, load_config
 from u2pl.data.check import quick_check
 from u2pl.data.sources import Dataset, Sample, load_dataset, with_masks_of
@@ -450,6 +452,42 @@ def compare(runs: Sequence[str | Path], *, out: str | Path | None = None) -> dic
     if out is not None:
         result["report"] = write_comparison(result, Path(out))["report"]
     return result
+
+
+def open_app(
+    run: str | Path = "runs",
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    browser: bool = True,
+    on_ready: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Show images through a run in a browser, until Ctrl-C or SIGTERM.
+
+    Args:
+        run: the run folder, or a folder of runs to choose from.
+        host: the address to listen at; see :func:`is_local`.
+        port: None takes the first free one from 7860 on.
+        browser: whether to open the page in the system's browser.
+        on_ready: called with the page's address.
+
+    Raises:
+        UserError: where there is no run that has ended, Gradio is not installed, or the address
+            cannot be listened at.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    serve(
+        Desk(find_runs(Path(run)), device=device),
+        host=host,
+        port=port,
+        browser=browser,
+        on_ready=on_ready,
+    )
+
+
+def is_local(host: str) -> bool:
+    """Whether nobody but this machine reaches a page that listens at an address."""
+    return host in LOOPBACK
 
 
 def refuse_other_classes(data: Dataset, classes: tuple[str, ...]) -> None:

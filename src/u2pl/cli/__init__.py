@@ -7,12 +7,11 @@ import logging
 import sys
 import warnings
 
-import torch
 import typer
 
-from u2pl.cli import bench, data, demo, doctor, export, plan, predict, report, train
+from u2pl.cli import bench, browser, data, demo, doctor, export, plan, predict, report, train
 from u2pl.cli.console import complain
-from u2pl.errors import UserError
+from u2pl.errors import UserError, out_of_memory
 
 app = typer.Typer(
     help="Label-efficient semantic segmentation: every pixel trains the model.",
@@ -31,6 +30,7 @@ app.command(
 )(train.train)
 app.command(epilog="Example: `u2pl evaluate runs/a --split test --weights student`")(train.evaluate)
 app.command(epilog="Example: `u2pl predict runs/a photos --out labelled`")(predict.predict)
+app.command(name="app", epilog="Example: `u2pl app runs`")(browser.open_app)
 app.command(epilog="Example: `u2pl report runs/a --out a.html`")(report.report)
 app.command(epilog="Example: `u2pl compare runs/labels-* runs/u2pl-* --out compare.html`")(
     report.compare
@@ -52,14 +52,6 @@ class Sentences(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record's message."""
         complain(record.getMessage())
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is used up; torch has its own words on a CPU."""
-    words = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    )
 
 
 def main() -> None:
