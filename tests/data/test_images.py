@@ -13,8 +13,10 @@ from PIL import Image
 from fuzz.test_images import encoded, huge_png, late_exif, picture
 from u2pl.data.images import (
     FileError,
+    FileFacts,
     colorize,
     entropy_picture,
+    file_facts,
     image_size,
     overlay,
     read_image,
@@ -295,3 +297,29 @@ def test_way_out_of_a_folder_is_refused(tmp_path: Path) -> None:
     for name in ("link/a.png", "../a.png", "sub/../../a.png", "/a.png"):
         with pytest.raises(UserError, match=r"which is not in .*out, where results go"):
             refuse_way_out(tmp_path / "out", tmp_path / "out" / name)
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix", "transparent"),
+    [("RGB", ".jpg", False), ("CMYK", ".jpg", False), ("RGBA", ".png", True), ("L", ".png", False)],
+)
+def test_facts_are_those_of_the_file(
+    tmp_path: Path, mode: str, suffix: str, transparent: bool
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    Image.new(mode, (6, 4)).save(path)
+    assert file_facts(path) == FileFacts(mode, 1, transparent)
+
+
+def test_second_picture_of_a_camera_is_no_animation(tmp_path: Path) -> None:
+    """Phones write a preview or a depth map behind the photograph, as MPO."""
+    path = tmp_path / "phone.jpg"
+    picture = Image.new("RGB", (6, 4))
+    picture.save(path, format="MPO", save_all=True, append_images=[picture])
+    assert file_facts(path).frames == 1
+
+
+def test_facts_of_no_image_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("no")
+    with pytest.raises(UserError, match="not an image"):
+        file_facts(tmp_path / "a.png")

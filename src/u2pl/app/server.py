@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import logging
 import os
 import signal
 import socket
@@ -65,10 +66,12 @@ def serve(
         on_ready(address)
         if browser:  # a browser of the terminal would not return
             threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
-        # a page keeps streams open, which would be waited for
+        # a page keeps streams open, which would be waited for, and are cut off with a traceback
         config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
+        logging.getLogger("uvicorn.error").addFilter(lambda _: not server.should_exit)
         with ended_by_signals():
-            uvicorn.Server(config).run(sockets=[listener])
+            server.run(sockets=[listener])
 
 
 def imported(name: str) -> Any:
@@ -156,11 +159,13 @@ def application(page: Page, *, is_local: bool) -> Any:
             here, and would read what the page shows.
     """
     gradio, fastapi = imported("gradio"), imported("fastapi")
-    app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    quiet = {"docs_url": None, "redoc_url": None, "openapi_url": None}
+    app = fastapi.FastAPI(**quiet)
     gradio.mount_gradio_app(
         app,
         page.build(),
         path="/",
+        app_kwargs=quiet,
         allowed_paths=[],
         show_error=False,
         max_file_size=_MOST_UPLOAD,
