@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from u2pl.app.desk import Desk, find_runs
-from u2pl.app.server import LOOPBACK, serve
+from u2pl.app.server import serve
 from u2pl.config import Config, load_config
 from u2pl.data.check import quick_check
 from u2pl.data.sources import Dataset, Sample, load_dataset, with_masks_of
@@ -466,7 +466,7 @@ def open_app(
 
     Args:
         run: the run folder, or a folder of runs to choose from.
-        host: the address to listen at; see :func:`is_local`.
+        host: the address to listen at; ``0.0.0.0`` lets other machines in, without a password.
         port: None takes the first free one from 7860 on.
         browser: whether to open the page in the system's browser.
         on_ready: called with the page's address.
@@ -483,11 +483,6 @@ def open_app(
         browser=browser,
         on_ready=on_ready,
     )
-
-
-def is_local(host: str) -> bool:
-    """Whether nobody but this machine reaches a page that listens at an address."""
-    return host in LOOPBACK
 
 
 def refuse_other_classes(data: Dataset, classes: tuple[str, ...]) -> None:

@@ -70,7 +70,7 @@ def test_first_free_port_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
                 pass
 
 
-@pytest.mark.parametrize("host", ["203.0.113.1", "::1", "no such name"])
+@pytest.mark.parametrize("host", ["203.0.113.1", "::1", "no such name", "a" * 80])
 def test_address_that_is_not_ours_is_told(host: str) -> None:
     with pytest.raises(UserError, match=f"Cannot listen at {host}"), listening(host, free_port()):
         pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import ipaddress
 import logging
 import os
 import signal
@@ -23,8 +24,6 @@ from u2pl.errors import UserError
 
 FIRST_PORT, LAST_PORT = 7860, 7959
 """Where no port is named, the first free one of these is taken."""
-LOOPBACK = ("127.0.0.1", "localhost")
-"""Hosts under which nobody but this machine reaches the page."""
 _MOST_UPLOAD = 8 * MOST_PIXELS  # bytes: 16 bits of four channels, not compressed
 # Whatever a name could smuggle in, or Gradio may want to fetch one day: the browser asks no other
 # machine. Gradio's own scripts need 'unsafe-inline' and 'unsafe-eval'.
@@ -60,8 +59,8 @@ def serve(
     """
     uvicorn = imported("uvicorn")
     with listening(host, port) as listener, workplace() as folder:
-        app = application(Page(desk, folder), is_local=host in LOOPBACK)
-        shown = "127.0.0.1" if host == "0.0.0.0" else host
+        app = application(Page(desk, folder), host=host)
+        shown = "127.0.0.1" if host in ("0.0.0.0", "") else host
         address = f"http://{shown}:{listener.getsockname()[1]}"
         on_ready(address)
         if browser:  # a browser of the terminal would not return
@@ -107,6 +106,8 @@ def listening(host: str, port: int | None) -> Iterator[socket.socket]:
                 if error.errno == errno.EADDRINUSE and number != ports[-1]:
                     continue
                 raise UserError(_refusal(host, port, error)) from None
+            except UnicodeError:  # no name of a machine can be spelled like this
+                raise UserError(_refusal(host, port, OSError("no such name"))) from None
             yield listener
             return
 
@@ -149,12 +150,24 @@ def ended_by_signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def application(page: Page, *, is_local: bool) -> Any:
+def is_local(host: str) -> bool:
+    """Whether nobody but this machine reaches what listens at an address.
+
+    >>> is_local("localhost"), is_local("127.0.0.1"), is_local("0.0.0.0"), is_local("")
+    (True, True, False, False)
+    """
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, which may mean any address
+        return False
+
+
+def application(page: Page, *, host: str) -> Any:
     """The page as an ASGI application, with everything switched off that it does not need.
 
     Args:
         page: what to show.
-        is_local: whether it is asked under this machine's own names alone. Then a request that
+        host: the address that is listened at. Where only this machine reaches it, a request that
             comes under another name is refused: a stranger's web site can make its name point
             here, and would read what the page shows.
     """
@@ -179,9 +192,10 @@ def application(page: Page, *, is_local: bool) -> Any:
         theme=page.theme(),
     )
     app.add_middleware(Policy)
-    if is_local:
+    if is_local(host):
         hosts = imported("starlette.middleware.trustedhost")
-        app.add_middleware(hosts.TrustedHostMiddleware, allowed_hosts=list(LOOPBACK))
+        names = [host, "localhost", "127.0.0.1"]
+        app.add_middleware(hosts.TrustedHostMiddleware, allowed_hosts=names)
     return app
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from u2pl import api
+from u2pl.app.server import is_local
 from u2pl.cli.console import complain, say
 
 
@@ -32,7 +33,7 @@ def open_app(
 
     def ready(address: str) -> None:
         say(f"The page is at {address} – Ctrl-C ends it.")
-        if not api.is_local(host):
+        if not is_local(host):
             complain(
                 f"Listening at {host}: whoever reaches this machine can use the page, without a "
                 "password."
