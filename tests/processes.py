@@ -1,12 +1,13 @@
-"""Several processes of a training on this machine, as torchrun starts them."""
+"""Processes of u2pl on this machine: several of a training, as torchrun starts them, or one."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tiny import assignments, tiny_overrides
@@ -27,6 +28,31 @@ SETTINGS = tiny_overrides(
 )
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+@contextlib.contextmanager
+def running(*words: object) -> Iterator[subprocess.Popen[str]]:
+    """``u2pl`` with these words in a process of its own, which ends with the block."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "u2pl.cli", *map(str, words)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def start(
     dataset: Path,
     out: Path,
@@ -44,9 +70,7 @@ def start(
         settings: the words behind; None for :data:`SETTINGS`.
         program: what Python runs in place of ``u2pl``.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     words = ["--recipe", "demo", *assignments(SETTINGS)] if settings is None else settings
     processes = []
     for rank in range(size):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from lightning_fabric import Fabric
 
@@ -11,6 +13,8 @@ from u2pl import make_config
 from u2pl.config import Config
 from u2pl.data.batch import Batch, LabeledBatch, UnlabeledBatch
 from u2pl.engine.state import TrainState, initial_state
+from u2pl.engine.trained import ModelCard, SegmentationModel
+from u2pl.models import Segmenter
 
 IGNORE = 255
 NUM_CLASSES = 3
@@ -88,3 +92,41 @@ def tiny_state(config: Config, *, num_classes: int = NUM_CLASSES) -> tuple[Fabri
     state.student, state.optimizer = fabric.setup(state.student, state.optimizer)
     state.student.train()
     return fabric, state
+
+
+def patches(size: tuple[int, int] = (41, 57), *, seed: int = 0) -> npt.NDArray[np.uint8]:
+    """An image [H, W, 3] of nine by nine patches of any colour."""
+    colors = np.random.default_rng(seed).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    image = colors.repeat(size[0] // 9 + 1, axis=0).repeat(size[1] // 9 + 1, axis=1)
+    return np.ascontiguousarray(image[: size[0], : size[1]])
+
+
+def tiny_model(
+    *,
+    classes: tuple[str, ...] = tuple("abcdefg"),
+    resize: int | None = None,
+    protocol: Literal["whole", "slide"] = "whole",
+) -> SegmentationModel:
+    """A network of random weights that gives each class to some of the :func:`patches`."""
+    torch.manual_seed(0)
+    network = Segmenter(tiny_config().model, len(classes), load_pretrained=False).eval()
+    last = network.segmentation_head[-1]
+    with torch.no_grad():
+        images = torch.from_numpy(patches(seed=1)).permute(2, 0, 1)[None] / 255
+        logits = network(images).logits
+        scale = 2 / logits.std(dim=(0, 2, 3))
+        last.bias.sub_(logits.mean(dim=(0, 2, 3))).mul_(scale)
+        last.weight.mul_(scale.view(-1, 1, 1, 1))
+    card = ModelCard(
+        classes=classes,
+        colors=tuple((20 * i, 250 - 20 * i, 99) for i in range(len(classes))),
+        resize=resize,
+        protocol=protocol,
+        crop=(32, 32),
+        stride_fraction=0.5,
+        reliable_entropy=0.9,
+        step=1,
+        ignore_index=IGNORE,
+        recipe="demo",
+    )
+    return SegmentationModel(network, card).requires_grad_(False)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         load,
         make_config,
         make_report,
+        open_app,
         predict,
         train,
     )
@@ -54,6 +55,7 @@ __all__ = [
     "make_report",
     "mixing",
     "models",
+    "open_app",
     "partition",
     "perturbation",
     "predict",

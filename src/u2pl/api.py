@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from u2pl.app.desk import Desk, find_runs
+from u2pl.app.server import serve
 from u2pl.config import Config, load_config
 from u2pl.data.check import quick_check
 from u2pl.data.sources import Dataset, Sample, load_dataset, with_masks_of
@@ -599,6 +601,37 @@ def compare(
     if out is not None:
         result["report"] = write_comparison(result, Path(out))["report"]
     return result
+
+
+def open_app(
+    run: str | Path = "runs",
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    browser: bool = True,
+    on_ready: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Show images through a run in a browser, until Ctrl-C or SIGTERM.
+
+    Args:
+        run: the run folder, or a folder of runs to choose from.
+        host: the address to listen at; ``0.0.0.0`` lets other machines in, without a password.
+        port: None takes the first free one from 7860 on.
+        browser: whether to open the page in the system's browser.
+        on_ready: called with the page's address.
+
+    Raises:
+        UserError: where there is no run that has ended, Gradio is not installed, or the address
+            cannot be listened at.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    serve(
+        Desk(find_runs(Path(run)), device=device),
+        host=host,
+        port=port,
+        browser=browser,
+        on_ready=on_ready,
+    )
 
 
 def refuse_other_classes(data: Dataset, classes: tuple[str, ...]) -> None:

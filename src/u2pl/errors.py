@@ -8,6 +8,8 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
+import torch
+
 _LONGEST = 4000  # characters of a message
 _LONGEST_NAME = 200  # that a near one is looked for
 
@@ -26,6 +28,14 @@ class UserError(Exception):
             message = f"{message[: _LONGEST // 2]} … {message[-_LONGEST // 2 :]}"
         super().__init__(printable(message))
         self.exit_code = exit_code
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory is used up; torch has its own words on a CPU."""
+    words = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
 
 
 def printable(text: str) -> str:

@@ -14,8 +14,10 @@ import published
 from fuzz.test_images import encoded, huge_png, late_exif, picture
 from u2pl.data.images import (
     FileError,
+    FileFacts,
     colorize,
     entropy_picture,
+    file_facts,
     image_size,
     overlay,
     pixel_mode,
@@ -327,3 +329,29 @@ def test_mode_is_read_off_the_header(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"x")
     with pytest.raises(UserError, match="is not an image"):
         pixel_mode(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix", "transparent"),
+    [("RGB", ".jpg", False), ("CMYK", ".jpg", False), ("RGBA", ".png", True), ("L", ".png", False)],
+)
+def test_facts_are_those_of_the_file(
+    tmp_path: Path, mode: str, suffix: str, transparent: bool
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    Image.new(mode, (6, 4)).save(path)
+    assert file_facts(path) == FileFacts(mode, 1, transparent)
+
+
+def test_second_picture_of_a_camera_is_no_animation(tmp_path: Path) -> None:
+    """Phones write a preview or a depth map behind the photograph, as MPO."""
+    path = tmp_path / "phone.jpg"
+    picture = Image.new("RGB", (6, 4))
+    picture.save(path, format="MPO", save_all=True, append_images=[picture])
+    assert file_facts(path).frames == 1
+
+
+def test_facts_of_no_image_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("no")
+    with pytest.raises(UserError, match="not an image"):
+        file_facts(tmp_path / "a.png")

@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from u2pl.engine.tiles import Tiling, blend_tiles, ramp, tile_spans, upsampled_rows
+from u2pl.engine.tiles import (
+    Tiling,
+    blend_tiles,
+    blended_at,
+    ramp,
+    tile_spans,
+    upsampled_rows,
+)
 from u2pl.errors import UserError
 
 TILING = Tiling(size=64, overlap=32)
@@ -43,6 +50,25 @@ def test_tiles_that_disagree_meet_without_an_edge() -> None:
     assert row[:32].eq(0).all()
     assert row[64:].eq(1).all()
     torch.testing.assert_close(row[32:64], (torch.arange(32) + 0.5) / 32)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (40, 200), (130, 161), (1, 1)])
+@pytest.mark.parametrize("overlap", [0, 32])
+def test_one_pixel_is_blended_as_all_are(size: tuple[int, int], overlap: int) -> None:
+    tiling = Tiling(size=64, overlap=overlap)
+
+    def logits_of(top: int, bottom: int, left: int, right: int) -> Tensor:
+        """Neighbours contradict each other."""
+        generator = torch.Generator().manual_seed(1000 * top + left)
+        return torch.randn(3, bottom - top, right - left, generator=generator)
+
+    whole = torch.full((3, *size), torch.nan)
+    for top, left, block in blend_tiles(logits_of, size, tiling):
+        whole[:, top : top + block.shape[1], left : left + block.shape[2]] = block
+    for row in {0, size[0] // 2, size[0] - 1, min(40, size[0] - 1)}:
+        for column in {0, size[1] // 2, size[1] - 1, min(63, size[1] - 1)}:
+            found = blended_at(logits_of, size, tiling, (row, column))
+            torch.testing.assert_close(found, whole[:, row, column])
 
 
 def test_weights_of_neighbors_add_up_to_one() -> None:

@@ -7,12 +7,24 @@ import logging
 import sys
 import warnings
 
-import torch
 import typer
 
-from u2pl.cli import bench, data, demo, doctor, export, label, plan, predict, report, sweep, train
+from u2pl.cli import (
+    bench,
+    browser,
+    data,
+    demo,
+    doctor,
+    export,
+    label,
+    plan,
+    predict,
+    report,
+    sweep,
+    train,
+)
 from u2pl.cli.console import complain
-from u2pl.errors import UserError
+from u2pl.errors import UserError, out_of_memory
 
 app = typer.Typer(
     help="Label-efficient semantic segmentation: every pixel trains the model.",
@@ -37,6 +49,7 @@ app.command(epilog="Example: `u2pl predict runs/a photos --out labelled`")(predi
 app.command(epilog="Example: `u2pl label runs/a photos --out to-label --format cvat --top 20`")(
     label.label
 )
+app.command(name="app", epilog="Example: `u2pl app runs`")(browser.open_app)
 app.command(epilog="Example: `u2pl report runs/a --out a.html`")(report.report)
 app.command(epilog="Example: `u2pl compare runs/labels-* runs/u2pl-* --out compare.html`")(
     report.compare
@@ -62,14 +75,6 @@ class Sentences(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record's message."""
         complain(record.getMessage())
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is used up; torch has its own words on a CPU."""
-    words = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    )
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -125,6 +125,32 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
             upright = upright.convert("RGBA")  # a palette with transparency has no way to RGB
         # a copy of a large image costs more memory than the image
         return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
+
+
+class FileFacts(NamedTuple):
+    """What an image file holds before :func:`read_image` makes RGB of 8 bits of it.
+
+    Attributes:
+        mode: Pillow's word for its channels: ``RGB``, ``L``, ``CMYK``, ``I;16``, ….
+        frames: pictures in it; more than 1 where it is animated or has pages.
+        transparent: whether its pixels may be seen through.
+    """
+
+    mode: str
+    frames: int
+    transparent: bool
+
+
+def file_facts(path: Path) -> FileFacts:
+    """Return what an image file holds, from its headers, without decoding it.
+
+    Raises:
+        UserError: where the file is missing or no image.
+    """
+    with _opened(path) as image:
+        # a JPEG's second picture is a camera's preview or depth map, nothing that moves
+        frames = 1 if image.format in ("JPEG", "MPO") else getattr(image, "n_frames", 1)
+        return FileFacts(image.mode, frames, image.has_transparency_data)
 
 
 def image_size(path: Path) -> tuple[int, int]:

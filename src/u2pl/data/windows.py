@@ -100,7 +100,10 @@ def plain_tiff_size(path: Path) -> tuple[int, int] | None:
     try:
         import rasterio  # noqa: F401  # an extra
 
-        with path.open("rb") as file, TiffImagePlugin.TiffImageFile(file) as image:
+        with (
+            path.open("rb") as file,
+            contextlib.closing(TiffImagePlugin.TiffImageFile(file)) as image,
+        ):
             tags = image.tag_v2
             photometric, compression = tags.get(262), tags.get(259, 1)
             is_plain = image.mode in ("L", "RGB", "RGBA", "RGBX") and tags.get(274, 1) == 1

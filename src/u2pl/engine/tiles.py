@@ -145,6 +145,38 @@ def blend_tiles(
         above = below
 
 
+def blended_at(
+    logits_of: Callable[[int, int, int, int], Tensor],
+    size: tuple[int, int],
+    tiling: Tiling,
+    pixel: tuple[int, int],
+) -> Tensor:
+    """What :func:`blend_tiles` says of one pixel, from the tiles alone that cover it.
+
+    Args:
+        logits_of: [C, h, w] of the window (top, bottom, left, right).
+        size: (height, width) of the image.
+        tiling: how it is cut.
+        pixel: (row, column).
+
+    Returns:
+        [C].
+    """
+    row, column = pixel
+    parts: list[Tensor] = []
+    for top, bottom in tile_spans(size[0], tiling):
+        for left, right in tile_spans(size[1], tiling):
+            if not (top <= row < bottom and left <= column < right):
+                continue
+            down, across = (
+                ramp(end - start, tiling.overlap, is_first=start == 0, is_last=end == side)
+                for start, end, side in ((top, bottom, size[0]), (left, right, size[1]))
+            )
+            weight = float(down[row - top] * across[column - left])
+            parts.append(logits_of(top, bottom, left, right)[:, row - top, column - left] * weight)
+    return torch.stack(parts).sum(dim=0)
+
+
 def predict_bands(
     model: SegmentationModel, image: Windows, tiling: Tiling
 ) -> Iterator[tuple[int, Prediction]]:
@@ -164,20 +196,31 @@ def predict_bands(
     height, width = image.size
     seen = resized_size(height, width, model.card.resize)
     if seen == image.size:
-        blocks = blend_tiles(_tile_reader(model, image), image.size, tiling)
+        blocks = blend_tiles(tile_reader(model, image), image.size, tiling)
         yield from _bands(model, blocks, width)
         return
     pixels = eval_image(image.read(0, height, 0, width), resize=model.card.resize)
-    logits = _small_logits(model, pixels, tiling)
+    yield from judge_bands(model, small_logits(model, pixels, tiling), image.size)
+
+
+def judge_bands(
+    model: SegmentationModel, logits: Tensor, size: tuple[int, int]
+) -> Iterator[tuple[int, Prediction]]:
+    """Bring logits [C, h, w] to an image's (height, width) and judge them, a band at a time.
+
+    Yields:
+        The first row of each band, from top to bottom, and what is said of its rows.
+    """
+    height, width = size
     rows = max(1, _BAND_VALUES // (logits.shape[0] * width))
     for top in range(0, height, rows):
-        band = upsampled_rows(logits, image.size, range(top, min(top + rows, height)))
+        band = upsampled_rows(logits, size, range(top, min(top + rows, height)))
         yield top, model.judge(band.unsqueeze(0))
 
 
-def _tile_reader(
-    model: SegmentationModel, image: Windows
-) -> Callable[[int, int, int, int], Tensor]:
+def tile_reader(model: SegmentationModel, image: Windows) -> Callable[[int, int, int, int], Tensor]:
+    """What :func:`blend_tiles` asks: the logits [C, h, w] of a window of an image's own pixels."""
+
     def logits_of(*window: int) -> Tensor:
         pixels = eval_image(image.read(*window), resize=None)
         return model.logits_of(pixels, size=(pixels.shape[-2], pixels.shape[-1]))[0]
@@ -185,7 +228,7 @@ def _tile_reader(
     return logits_of
 
 
-def _small_logits(model: SegmentationModel, pixels: Tensor, tiling: Tiling) -> Tensor:
+def small_logits(model: SegmentationModel, pixels: Tensor, tiling: Tiling) -> Tensor:
     """Logits [C, h, w] of a resized image [3, h, w], cut only where it is large still."""
     size = (pixels.shape[-2], pixels.shape[-1])
     if not tiling.is_large(size, len(model.classes)):
