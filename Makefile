@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PLAIN := $(VENV)/.plain
+DOCS_VENV := .venv-docs
+DOCS_STAMP := $(DOCS_VENV)/.installed
 
-.PHONY: demo setup test check bench soak clean
+.PHONY: demo setup test check bench soak docs clean
 
 # The demo needs no tools of development; where they are installed already, that will do.
 demo: $(if $(wildcard $(STAMP)),$(STAMP),$(PLAIN))
@@ -30,7 +32,7 @@ test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal \
 		--cov --cov-report= $(ARGS)
 	$(BIN)/python -m coverage report --fail-under=100 \
-		--include='src/u2pl/partition.py,src/u2pl/mixing.py,src/u2pl/perturbation.py,src/u2pl/contrast/*,src/u2pl/losses/*'
+		--include='src/u2pl/partition.py,src/u2pl/mixing.py,src/u2pl/perturbation.py,src/u2pl/teacher.py,src/u2pl/contrast/*,src/u2pl/losses/*'
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -48,5 +50,17 @@ bench: $(STAMP)
 soak: $(STAMP)
 	$(BIN)/python tests/soak $(ARGS)
 
+# The site, in site/. A virtual environment of its own: it needs neither torch nor u2pl.
+docs: $(DOCS_STAMP)
+	$(DOCS_VENV)/bin/sphinx-build -M html docs site -W --keep-going -q
+	@echo "The site is site/html/README.html"
+
+# pip installs dependency groups from 25.1 on.
+$(DOCS_STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
+	$(DOCS_VENV)/bin/python -m pip install --quiet -c constraints.txt --group docs
+	touch $(DOCS_STAMP)
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(DOCS_VENV) site .pytest_cache .mypy_cache .ruff_cache

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -288,3 +291,26 @@ def test_settings_that_no_scoring_has_are_told(
 def test_run_may_be_moved(run: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(run, tmp_path / "elsewhere")
     assert evaluate(moved)["miou"] == evaluate(run)["miou"]
+
+
+def test_every_public_name_is_there() -> None:
+    assert [name for name in u2pl.__all__ if not hasattr(u2pl, name)] == []
+    assert set(u2pl.__all__) < set(dir(u2pl))
+    assert u2pl.train is train
+    assert u2pl.models.Segmenter
+    with pytest.raises(AttributeError, match="module 'u2pl' has no attribute 'trian'"):
+        u2pl.trian  # noqa: B018
+
+
+def test_method_is_imported_without_networks_and_commands() -> None:
+    """Somebody with a loop of their own does not wait for what they do not use."""
+    heavy = "{'timm', 'torchvision', 'torchmetrics', 'lightning_fabric', 'pydantic', 'matplotlib'}"
+    code = f"import sys, u2pl; print(sorted({heavy} & set(sys.modules)), u2pl.losses.__name__)"
+    source = str(Path(u2pl.__file__).parents[1])
+    finished = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": source},
+    )
+    assert finished.stdout.split("\n")[0] == "[] u2pl.losses", finished.stderr

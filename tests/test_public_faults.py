@@ -43,16 +43,6 @@ def teacher_output(batch_size: int = 4) -> tuple[Tensor, Tensor]:
     return probs, partition.prediction_entropy(probs)
 
 
-def pixels(maps: Tensor) -> Tensor:
-    """[B, K, h, w] to [B·h·w, K]."""
-    return maps.movedim(1, -1).flatten(0, 2)
-
-
-def rows(mask: Tensor) -> Tensor:
-    """[B, C, h, w] to [C, B·h·w]."""
-    return mask.transpose(0, 1).flatten(1)
-
-
 def test_prototypes_of_a_batch_of_four_are_pure() -> None:
     """Fault 1: labels land in their own image, so a prototype averages its class alone."""
     labels = labels_of_four_classes()
@@ -105,17 +95,21 @@ def test_exactly_the_classes_that_are_present_learn() -> None:
     prototypes = contrast.MomentumPrototypes(NUM_CLASSES, 6)
     prototypes.update(*contrast.class_means(teacher, anchors))
     queues = contrast.NegativeQueues([30 + c for c in range(NUM_CLASSES)], 6)
-    queues.push(pixels(teacher), rows(negatives), generator=generator)
+    queues.push(contrast.by_pixel(teacher), contrast.by_class(negatives), generator=generator)
 
-    index, has_anchor = contrast.sample_with_replacement(rows(anchors), 200, generator=generator)
+    index, has_anchor = contrast.sample_with_replacement(
+        contrast.by_class(anchors), 200, generator=generator
+    )
     active = has_anchor & prototypes.seen & (queues.num_keys > 0)
     present = torch.zeros(NUM_CLASSES, dtype=torch.bool)
     present[list(PRESENT)] = True
-    for mask in (rows(anchors).any(dim=1), has_anchor, prototypes.seen, active):
+    for mask in (contrast.by_class(anchors).any(dim=1), has_anchor, prototypes.seen, active):
         assert torch.equal(mask, present)
 
     keys = queues.sample(200, 10, generator=generator)
-    losses.contrastive_loss(pixels(student)[index], prototypes.vectors, keys, active).backward()
+    losses.contrastive_loss(
+        contrast.by_pixel(student)[index], prototypes.vectors, keys, active
+    ).backward()
     assert student.grad is not None
     learns = (student.grad != 0).any(dim=1)
     for class_id in PRESENT:
@@ -242,11 +236,11 @@ def test_contrast_of_a_batch_that_is_all_ignored_changes_nothing() -> None:
     negatives = contrast.labeled_negative_mask(labels, contrast.class_rank(probs), low_rank=1)
     prototypes, queues = contrast.MomentumPrototypes(3, 5), contrast.NegativeQueues([4] * 3, 5)
     prototypes.update(*contrast.class_means(features, anchors))
-    queues.push(pixels(features), rows(negatives))
-    index, has_anchor = contrast.sample_with_replacement(rows(anchors), 8)
+    queues.push(contrast.by_pixel(features), contrast.by_class(negatives))
+    index, has_anchor = contrast.sample_with_replacement(contrast.by_class(anchors), 8)
     active = has_anchor & prototypes.seen & (queues.num_keys > 0)
     loss = losses.contrastive_loss(
-        pixels(features)[index], prototypes.vectors, queues.sample(8, 6), active
+        contrast.by_pixel(features)[index], prototypes.vectors, queues.sample(8, 6), active
     )
     loss.backward()
     assert not active.any()

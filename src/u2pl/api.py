@@ -27,6 +27,7 @@ from u2pl.engine.trained import ModelCard, SegmentationModel, load_model
 from u2pl.engine.world import ALONE, World, joined
 from u2pl.errors import UserError
 from u2pl.exporting import export_run
+from u2pl.labeling import LabelOptions, label_images
 from u2pl.recipes import SETTINGS, get_method, get_recipe
 from u2pl.report import compare_records, read_record, write_comparison, write_report
 from u2pl.weak import make_seeds, with_background
@@ -278,6 +279,62 @@ def seen_otherwise(card: ModelCard, protocol: str) -> ModelCard:
             exit_code=2,
         )
     return replace(card, **{key.removeprefix("evaluation."): named[key] for key in named})
+
+
+def label(
+    run: str | Path,
+    images: str | Path,
+    *,
+    out: str | Path,
+    format: str = "png",
+    top: int | None = None,
+    max_entropy: float | None = None,
+    simplify: float = LabelOptions.simplify,
+    min_area: float = LabelOptions.min_area,
+    url: str = LabelOptions.url,
+    weights: str = "ema",
+    checkpoint: str = "last",
+    resume: bool = False,
+    skip_damaged: bool = False,
+    on_image: Callable[[int, int], None] = lambda *_: None,
+) -> dict[str, Any]:
+    """Write pseudo-labels for annotators, unreliable pixels unlabelled, and what to label next.
+
+    Args:
+        run: the run folder.
+        images: an image, folder, glob pattern or list (.txt). Those that stand in ``labeled``,
+            ``val`` or ``test`` of the run's data set are left out.
+        out: gets ``masks/``, the format's files, ``ranking.csv`` and ``ranking.html``.
+        format: ``png``, ``coco``, ``cvat``, ``labelstudio`` or ``yolo``.
+        top: hand out so many images, the first of the ranking; None hands out all.
+        max_entropy: γ in nats, above which a pixel is unreliable; None takes the run's.
+        simplify: pixels that a polygon may lie off the outline.
+        min_area: parts of fewer pixels have no polygon.
+        url: what stands before an image's path in Label Studio's tasks.
+        weights: ``ema`` or ``student``.
+        checkpoint: ``last`` or ``best``.
+        resume: pass over images whose labels are whole.
+        skip_damaged: count images that cannot be read, and go on.
+        on_image: called with images done and images in all.
+
+    Returns:
+        See :func:`u2pl.labeling.label.label_images`.
+
+    Raises:
+        UserError: where run, images or options do not fit.
+    """
+    options = LabelOptions(
+        format=format,
+        top=top,
+        max_entropy=max_entropy,
+        simplify=simplify,
+        min_area=min_area,
+        url=url,
+        resume=resume,
+        skip_damaged=skip_damaged,
+    ).checked()
+    model = load(run, weights=weights, checkpoint=checkpoint)
+    return label_images(model, Path(run), Path(images), Path(out), options, on_image=on_image)
 
 
 def export(

@@ -108,6 +108,12 @@ class DataSettings(Settings):
     blur_probability: float = Field(0.5, ge=0, le=1)
     num_workers: int | None = Field(None, ge=0, le=256)
     """Loader processes; None chooses from the machine."""
+    cache: Literal["none", "memory", "disk"] = "none"
+    """Where decoded images and masks are kept; what is trained on is the same, bit for bit."""
+    cache_gigabytes: float = Field(8.0, gt=0)
+    """10⁹ bytes that the cache may take, and half of what is free at most."""
+    cache_folder: Path | None = None
+    """Of ``disk``; None is ``.u2pl-decoded`` beside the dataset.yaml."""
 
     @model_validator(mode="after")
     def _check(self) -> DataSettings:

@@ -191,7 +191,21 @@ def cutmix(
     generator: torch.Generator | None = None,
     share: Share | None = None,
 ) -> Mix:
-    """Paste a box of another image of the batch [P]. A batch of one image stays as it is."""
+    """Paste a box of another image of the batch [P]. A batch of one image stays as it is.
+
+    Args:
+        batch_size: B.
+        size: (H, W) in pixels.
+        probability: share of the images that is mixed.
+        device: of the result and the generator.
+        generator: source of randomness.
+        share: of a larger batch; None is a batch of its own.
+
+    >>> images = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 8, 8)  # black, white
+    >>> mix = cutmix(2, (8, 8), device=images.device)
+    >>> mix.apply(images).mean(dim=(1, 2, 3)).sum()  # what one has lost the other has
+    tensor(1.)
+    """
     mask = random_boxes(batch_size, size, device=device, generator=generator, share=share)
     mixed = _mixed(batch_size, probability, device, generator, share)
     return Mix(neighbors(batch_size, device=device), mask & mixed)
@@ -206,7 +220,11 @@ def cutout(
     generator: torch.Generator | None = None,
     share: Share | None = None,
 ) -> Mix:
-    """Erase a box; mark its pixels as not valid with ``apply(valid, fill=False)``."""
+    """Erase a box; mark its pixels as not valid with ``apply(valid, fill=False)``.
+
+    Args:
+        batch_size, size, probability, device, generator, share: as for :func:`cutmix`.
+    """
     mask = random_boxes(batch_size, size, device=device, generator=generator, share=share)
     return Mix(None, mask & _mixed(batch_size, probability, device, generator, share))
 
@@ -265,7 +283,13 @@ def classmix_donors(
 
 
 def no_mix(batch_size: int, size: tuple[int, int], *, device: torch.device) -> Mix:
-    """The neutral value: every image keeps its own pixels."""
+    """The neutral value: every image keeps its own pixels.
+
+    Args:
+        batch_size: B.
+        size: (H, W) in pixels.
+        device: of the result.
+    """
     return Mix(None, torch.zeros(batch_size, *size, dtype=torch.bool, device=device))
 
 

@@ -7,7 +7,12 @@ import torch
 from torch import Tensor
 
 from reference.cases import Case, on_random_cases
-from u2pl.contrast import sample_with_replacement, sample_without_replacement
+from u2pl.contrast import (
+    by_class,
+    by_pixel,
+    sample_with_replacement,
+    sample_without_replacement,
+)
 
 Sample = Callable[..., tuple[Tensor, Tensor]]
 
@@ -108,3 +113,16 @@ def test_mask_may_be_any_view(sample: Sample) -> None:
     actual = sample(strided, 9, generator=case.generator())
     expected = sample(flat_mask(case), 9, generator=case.generator())
     assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+@on_random_cases
+def test_index_into_a_class_finds_the_feature_of_the_same_pixel(case: Case) -> None:
+    """Features that say where they are: image, row and column of each pixel."""
+    mask = case.class_mask()  # [B, C, h, w]
+    places = mask.any(dim=1).new_ones(mask[:, 0].shape).nonzero()  # in order of image, row, column
+    features = places.view(mask.shape[0], *mask.shape[2:], 3).permute(0, 3, 1, 2)
+    index, filled = sample_with_replacement(by_class(mask), 20, generator=case.generator())
+    found = by_pixel(features)[index]  # [C, S, 3]
+    for class_id in filled.nonzero().flatten().tolist():
+        for image, row, column in found[class_id].tolist():
+            assert mask[image, class_id, row, column]

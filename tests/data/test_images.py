@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import published
 from fuzz.test_images import encoded, huge_png, late_exif, picture
 from u2pl.data.images import (
     FileError,
@@ -17,6 +18,8 @@ from u2pl.data.images import (
     entropy_picture,
     image_size,
     overlay,
+    pixel_mode,
+    read_first_channel,
     read_image,
     read_mask,
     refuse_way_out,
@@ -295,3 +298,32 @@ def test_way_out_of_a_folder_is_refused(tmp_path: Path) -> None:
     for name in ("link/a.png", "../a.png", "sub/../../a.png", "/a.png"):
         with pytest.raises(UserError, match=r"which is not in .*out, where results go"):
             refuse_way_out(tmp_path / "out", tmp_path / "out" / name)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_first_channel_of_16_bits_is_read_whole(channels: int, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 65536, (13, 9, channels), np.uint16)
+    published.write_png_of_16_bits(tmp_path / "a.png", pixels)
+    assert np.array_equal(read_first_channel(tmp_path / "a.png"), pixels[..., 0])
+
+
+def test_first_channel_of_other_files_is_their_own(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (13, 9, 3), np.uint8)
+    _save(tmp_path / "rgb.png", pixels)
+    _save(tmp_path / "grey.png", pixels[..., 1])
+    Image.fromarray(pixels[..., 1].astype(np.uint16) * 257).save(tmp_path / "grey16.png")
+    assert np.array_equal(read_first_channel(tmp_path / "rgb.png"), pixels[..., 0])
+    assert np.array_equal(read_first_channel(tmp_path / "grey.png"), pixels[..., 1])
+    wanted = pixels[..., 1].astype(np.int64) * 257
+    assert np.array_equal(read_first_channel(tmp_path / "grey16.png"), wanted)
+
+
+def test_mode_is_read_off_the_header(tmp_path: Path) -> None:
+    image = Image.new("RGB", (6, 4))
+    for mode in ("L", "P", "RGB"):
+        image.convert(mode).save(tmp_path / "a.png")
+        assert pixel_mode(tmp_path / "a.png") == mode
+    (tmp_path / "a.png").write_bytes(b"x")
+    with pytest.raises(UserError, match="is not an image"):
+        pixel_mode(tmp_path / "a.png")

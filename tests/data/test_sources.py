@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 
 from factories import CLASS_COLORS, write_dataset
+from u2pl.data.file_list import FileList
 from u2pl.data.sources import (
     MaskEncoding,
     Sample,
@@ -57,6 +58,19 @@ def test_plain_folders_are_paired(path: Path) -> None:
     assert dataset.colors == default_colors(3)
     assert load_dataset(path.parent) == dataset
     assert dataset.read_mask(dataset.val[0]).shape == (40, 56)
+
+
+def test_unlabelled_files_are_kept_as_names_and_become_samples_when_asked(path: Path) -> None:
+    unlabeled = load_dataset(path).unlabeled
+    assert isinstance(unlabeled, FileList)
+    folder = path.parent.resolve() / "unlabeled"
+    assert unlabeled[2] == Sample("unlabeled_2", folder / "unlabeled_2.png")
+
+
+def test_name_that_is_a_suffix_alone_is_no_image(path: Path) -> None:
+    (path.parent / "unlabeled" / ".png").touch()
+    _edit(path, unlabeled={"images": ["unlabeled/.png", "unlabeled/unlabeled_1.png"]})
+    assert _names(load_dataset(path).unlabeled) == ["unlabeled_1"]
 
 
 def test_text_file_of_paths_is_a_list_of_files(path: Path) -> None:

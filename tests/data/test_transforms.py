@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from torch import Tensor
 from u2pl.data.transforms import (
     draw_view,
     eval_image,
-    photometric,
     resized_size,
     view_image,
     view_labels,
@@ -42,19 +40,10 @@ def _geometry(
     }
     size = (image.shape[0], image.shape[1])
     view = draw_view(size, **settings | changes, generator=_generator(seed))
-    crop, valid = view_image(image, view)
+    pixels, valid = view_image(image, view)
+    crop = pixels.float().div(255)
     labels = None if mask is None else view_labels(mask, view, ignore_index=IGNORE)
     return crop, labels, valid
-
-
-def _photometric(image: Tensor, seed: int = 0, **changes: Any) -> Tensor:
-    settings = {
-        "jitter": 0.0,
-        "jitter_probability": 0.0,
-        "grayscale_probability": 0.0,
-        "blur_probability": 0.0,
-    }
-    return photometric(image, **settings | changes, generator=_generator(seed))
 
 
 def _coded(height: int, width: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
@@ -152,76 +141,6 @@ def test_one_pixel_image_survives() -> None:
     assert mask is not None
     assert (mask == 0).sum() == 1
     assert torch.isfinite(crop).all()
-
-
-def test_photometric_at_zero_is_the_identity() -> None:
-    image = torch.rand(3, 12, 14, generator=_generator())
-    assert torch.equal(_photometric(image), image)
-    assert torch.equal(_photometric(image, jitter_probability=1.0), image)
-
-
-@pytest.mark.parametrize("jitter", [0.3, 3.0])
-def test_photometric_keeps_shape_range_and_input(jitter: float) -> None:
-    image = torch.rand(3, 12, 14, generator=_generator())
-    before = image.clone()
-    views = [
-        _photometric(
-            image,
-            seed,
-            jitter=jitter,
-            jitter_probability=1.0,
-            grayscale_probability=0.3,
-            blur_probability=0.5,
-        )
-        for seed in range(20)
-    ]
-    assert torch.equal(image, before)
-    assert all(view.shape == image.shape and view.dtype == torch.float32 for view in views)
-    assert all(view.min() >= 0 and view.max() <= 1 for view in views)
-    assert not any(torch.equal(views[0], view) for view in views[1:])
-
-
-def test_photometric_follows_its_generator_alone() -> None:
-    image = torch.rand(3, 12, 14, generator=_generator())
-    settings = {"jitter": 0.5, "jitter_probability": 0.8, "blur_probability": 0.5}
-    torch.manual_seed(0)
-    first = _photometric(image, 3, **settings)
-    torch.manual_seed(1)
-    assert torch.equal(first, _photometric(image, 3, **settings))
-
-
-def test_grayscale_has_equal_channels() -> None:
-    view = _photometric(torch.rand(3, 5, 5, generator=_generator()), grayscale_probability=1.0)
-    assert torch.equal(view[0], view[1])
-    assert torch.equal(view[0], view[2])
-
-
-def test_blur_equals_a_plain_gaussian_sum() -> None:
-    image = torch.zeros(3, 31, 31)
-    image[:, 15, 15] = 1
-    view = _photometric(image, blur_probability=1.0)
-    draw = torch.rand(8, generator=_generator(), dtype=torch.float64)[7].item()
-    sigma = 0.1 + 1.9 * draw
-    radius = math.ceil(3 * sigma)
-    line = torch.tensor(
-        [math.exp(-((d / sigma) ** 2) / 2) if abs(d) <= radius else 0.0 for d in range(-15, 16)]
-    )
-    line = line / line.sum()
-    assert torch.allclose(view, (line[:, None] * line).expand(3, -1, -1), atol=1e-6)
-
-
-def test_blur_keeps_a_constant_image_even_if_tiny() -> None:
-    image = torch.full((3, 2, 1), 0.4)
-    assert torch.allclose(_photometric(image, blur_probability=1.0), image)
-
-
-def test_probabilities_are_those_of_the_draws() -> None:
-    image = torch.rand(3, 6, 6, generator=_generator())
-    changed = sum(
-        not torch.equal(_photometric(image, seed, grayscale_probability=0.3), image)
-        for seed in range(200)
-    )
-    assert 40 < changed < 80
 
 
 def test_evaluation_image_is_resized_by_its_short_side() -> None:

@@ -18,7 +18,7 @@ from tiny import assignments, tiny_config
 from u2pl.engine.loop import check_against_world
 from u2pl.engine.run_folder import RunFolder, read_metrics
 from u2pl.engine.shared_norm import share_statistics
-from u2pl.engine.world import ALONE, World
+from u2pl.engine.world import ALONE, World, pack_bits, unpack_bits
 from u2pl.errors import UserError
 from u2pl.models import Segmenter
 
@@ -213,3 +213,14 @@ def test_batch_that_cannot_be_shared_out_is_refused(
 def test_any_batch_suits_one_process() -> None:
     odd = {"data__batch_labeled": 3, "data__batch_unlabeled": 5}
     check_against_world(tiny_config(**odd), ALONE)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (1,), (2, 3, 5), (8, 4), (3, 2, 7, 9)])
+def test_bits_come_out_as_they_went_in(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.rand(shape, generator=generator) < 0.4
+    packed = pack_bits(mask)
+    assert packed.dtype == torch.uint8
+    assert len(packed) == -(-mask.numel() // 8)
+    rows = torch.stack([packed, packed.flip(0)])
+    assert torch.equal(unpack_bits(rows, mask.numel())[0].view(shape), mask)

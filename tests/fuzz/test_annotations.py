@@ -1,4 +1,7 @@
-"""Archives and annotations of other tools, damaged: `data init` ends in a result or a sentence."""
+"""Archives and annotations of other tools, damaged: a result or a sentence.
+
+Of `data init`, and of `data merge`, which leaves nothing behind where it refuses.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from factories import write_dataset
 from fuzz.trial import mutations, rounds, trials
 from u2pl.data.init import init_dataset
+from u2pl.data.merge import merge_corrections
 
 LABEL_STUDIO = Path(__file__).parent.parent / "data/init/label_studio.json"
 ODD: list[Any] = [None, -1, 10**30, 1e308, float("nan"), "", "\x1b[2J", [], {}, [[]], True]
@@ -33,7 +38,7 @@ def coco() -> dict[str, Any]:
     shapes = [
         [[1, 1, 20, 1, 20, 20]],
         {"size": [40, 56], "counts": [40, 40 * 55]},
-        {"size": [40, 56], "counts": "X1X1hd0"},
+        {"size": [40, 56], "counts": "X1hT2"},
     ]
     annotations = [
         {"id": i, "image_id": i, "category_id": 1, "segmentation": shape}
@@ -111,3 +116,61 @@ def test_damaged_archive_ends_in_a_result_or_a_sentence(folder: Path) -> None:
         for case, damaged in mutations(content, count=rounds(15, long=300), seed=1):
             file.write_bytes(damaged)
             attempt(group, case, file)
+
+
+def attempt_merge(group: Any, case: str, dataset: Path, source: Path) -> None:
+    out = dataset.with_name("next.yaml")
+    result = group.attempt(case, lambda: merge_corrections(dataset, source, out=out))
+    left = [path for path in dataset.parent.iterdir() if path.name.startswith("next")]
+    group.expect(case, len(left) == (2 if result is not None and result.path else 0), str(left))
+    out.unlink(missing_ok=True)
+    shutil.rmtree(dataset.with_name("next-files"), ignore_errors=True)
+
+
+def to_merge(folder: Path) -> Path:
+    """A data set whose unlabelled images are called as the annotations call theirs."""
+    dataset = write_dataset(folder / "data", num_labeled=0, num_unlabeled=3, size=(40, 56))
+    for place in range(3):
+        old = folder / f"data/unlabeled/unlabeled_{place}.png"
+        old.rename(old.with_name(f"labeled_{place}.png"))
+    text = dataset.read_text().replace("ground", "car")
+    dataset.write_text(text)
+    return dataset
+
+
+@pytest.mark.parametrize("kind", ["coco", "labelstudio"])
+def test_merged_json_with_odd_values_ends_in_a_result_or_a_sentence(
+    tmp_path: Path, kind: str
+) -> None:
+    tree = coco() if kind == "coco" else json.loads(LABEL_STUDIO.read_text())
+    dataset = to_merge(tmp_path)
+    file, generator = tmp_path / "export.json", np.random.default_rng(1)
+    found = places(tree)
+    with trials(f"{kind} corrections") as group:
+        for turn in range(rounds(80, long=2000)):
+            path = found[int(generator.integers(len(found)))]
+            value = ODD[turn % len(ODD)]
+            file.write_text(json.dumps(replaced(tree, path, value)))
+            attempt_merge(group, f"{path} = {value!r}", dataset, file)
+        file.write_text(json.dumps(tree))
+        attempt_merge(group, "as it is", dataset, file)
+        group.expect("as it is", group.refused < rounds(80, long=2000), "all of it was refused")
+
+
+def test_damaged_yolo_ends_in_a_result_or_a_sentence(tmp_path: Path) -> None:
+    dataset = to_merge(tmp_path)
+    tree = tmp_path / "yolo"
+    (tree / "labels/train").mkdir(parents=True)
+    texts = {
+        tree / "data.yaml": b"names: {0: car, 1: wall}\n",
+        tree / "labels/train/labeled_0.txt": b"0 0.1 0.1 0.9 0.1 0.9 0.9\n1 0 0 1e-3 0 1 1 0 1\n",
+    }
+    with trials("yolo corrections") as group:
+        for path, content in texts.items():
+            for other, whole in texts.items():
+                other.write_bytes(whole)
+            attempt_merge(group, "as it is", dataset, tree)
+            group.expect("as it is", group.refused == 0 or path.suffix == ".txt", "refused")
+            for case, damaged in mutations(content, count=rounds(10, long=200), seed=2):
+                path.write_bytes(damaged)
+                attempt_merge(group, f"{path.name}: {case}", dataset, tree)

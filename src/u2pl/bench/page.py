@@ -8,12 +8,12 @@ from typing import Any
 
 def page(result: dict[str, Any]) -> str:
     """Write ratios, phases and memory of :func:`u2pl.bench.bench` as tables."""
-    machine, found = result["machine"], result["versions"]
+    machine, versions = result["machine"], result["versions"]
     lines = [
         "# `u2pl bench`",
         "",
         f"Device: {result['device']}; {machine['cpu_count']} cores, {result['threads']} threads. "
-        f"torch {found['torch']}, u2pl {found['u2pl']}, Python {found['python']}, "
+        f"torch {versions['torch']}, u2pl {versions['u2pl']}, Python {versions['python']}, "
         f"commit {result['commit'] or 'unknown'}. "
         f"Medians of {result['repetitions']} turns after one that does not count.",
         "",
@@ -39,6 +39,8 @@ def page(result: dict[str, Any]) -> str:
             rows.append((f"all, {kind} time", *(number(value) for value in both)))
         lines += ["", f"## {name}, milliseconds by phase", ""]
         lines += _table(("Phase", "u2pl", "Loops"), rows)
+    for name, found in result["input"].items():
+        lines += ["", f"## Input, {name}", "", *_input(found)]
     if result["memory"]:
         lines += ["", "## Memory, MiB", ""]
         sizes = [
@@ -48,6 +50,19 @@ def page(result: dict[str, Any]) -> str:
         ]
         lines += _table(("What", "MiB"), sizes)
     return "\n".join(lines) + "\n"
+
+
+def _input(found: dict[str, Any]) -> list[str]:
+    """The loader's rate, the step's, and where an image's time goes."""
+    rates = found["images_per_second"]
+    lines = [
+        f"The loader with {found['workers']} processes gives {number(rates['loader'])} images a "
+        f"second, a step takes {number(rates['step'])} ({found['step']}).",
+        "",
+    ]
+    rows = [(phase, number(value)) for phase, value in found["milliseconds"].items()]
+    rows.append(("all", number(sum(found["milliseconds"].values()))))
+    return lines + _table(("An image, in one process", "Milliseconds"), rows)
 
 
 def number(value: float | None) -> str:

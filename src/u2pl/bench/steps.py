@@ -44,26 +44,26 @@ def step_config(device: torch.device) -> Config:
     )
 
 
-def random_batch(config: Config, device: torch.device) -> Batch:
+def random_batch(config: Config, device: torch.device, num_classes: int) -> Batch:
     """Noise with labels, in the sizes of the configuration."""
     generator = torch.Generator().manual_seed(0)
     height, width = config.data.crop
     num_l, num_u = config.data.batch_labeled, config.data.batch_unlabeled
     images = torch.rand(num_l + num_u, 3, height, width, generator=generator)
-    labels = torch.randint(0, NUM_CLASSES, (num_l, height, width), generator=generator)
+    labels = torch.randint(0, num_classes, (num_l, height, width), generator=generator)
     weak = images[num_l:]
     unlabeled = UnlabeledBatch(
         weak=weak,
         strong=(weak.clone(),),
         valid=torch.ones(num_u, height, width, dtype=torch.bool),
-        possible_classes=torch.ones(num_u, NUM_CLASSES, dtype=torch.bool),
+        possible_classes=torch.ones(num_u, num_classes, dtype=torch.bool),
     )
     return Batch(LabeledBatch(images[:num_l], labels), unlabeled).to(device)
 
 
-def make_state(config: Config, fabric: Fabric) -> TrainState:
+def make_state(config: Config, fabric: Fabric, num_classes: int) -> TrainState:
     """A state with full queues, set up as training does it."""
-    state = initial_state(config, NUM_CLASSES, IGNORE, fabric.device)
+    state = initial_state(config, num_classes, IGNORE, fabric.device)
     state.student, state.optimizer = fabric.setup(state.student, state.optimizer)
     state.student.train()
     if config.method.contrastive_weight > 0:
@@ -78,17 +78,20 @@ class Steps:
     Args:
         config: of the run.
         device: CPU or GPU.
+        num_classes: C.
 
     Attributes:
         peaks: on a GPU, most bytes that were allocated in each step; empty elsewhere.
     """
 
-    def __init__(self, config: Config, device: torch.device) -> None:
+    def __init__(
+        self, config: Config, device: torch.device, *, num_classes: int = NUM_CLASSES
+    ) -> None:
         accelerator = "cuda" if device.type == "cuda" else "cpu"
         self.config = config
         self.fabric = Fabric(accelerator=accelerator, devices=1, precision=choose_precision(config))
-        self.state = make_state(config, self.fabric)
-        self.batch = random_batch(config, self.fabric.device)
+        self.state = make_state(config, self.fabric, num_classes)
+        self.batch = random_batch(config, self.fabric.device, num_classes)
         self.peaks: list[int] = []
 
     def run(self) -> float:

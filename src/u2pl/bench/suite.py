@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from u2pl.bench import memory, steps
+from u2pl.bench import inputs, memory, steps
 from u2pl.bench.clock import Clock, in_turns, ratio
+from u2pl.bench.inputs import Source
 from u2pl.bench.loops import Loops
 from u2pl.bench.method import Method
 from u2pl.bench.predicting import predicting
@@ -21,14 +22,15 @@ from u2pl.data.sources import Dataset, default_colors
 from u2pl.doctor import devices, versions
 from u2pl.errors import UserError
 
-PARTS = ("method", "step", "predict")
-"""What can be measured: the method alone, whole steps and evaluation, prediction."""
+PARTS = ("method", "step", "predict", "input")
+"""What can be measured: the method alone, whole steps and evaluation, prediction, the loader."""
 RATIOS = (
     "method_vs_loops_voc513",
     "method_vs_loops_city769",
     "step_vs_bare",
     "predict_vs_bare_forward",
     "evaluation_share",
+    "input_vs_step",
 )
 
 
@@ -39,6 +41,7 @@ def bench(
     overrides: Mapping[str, Any] | None = None,
     workloads: Sequence[Workload] = (VOC, CITYSCAPES),
     device: str | None = None,
+    run: Path | None = None,
     on_part: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Measure, each ratio within one run, the two sides of it in turns.
@@ -46,14 +49,16 @@ def bench(
     Args:
         parts: of :data:`PARTS`.
         repetitions: of each timed work, after one that does not count.
-        overrides: settings of the whole steps, by dotted key.
+        overrides: settings of the whole steps and of the input, by dotted key.
         workloads: of the part ``method``.
         device: ``cpu`` or ``cuda``; None takes a GPU where there is one.
+        run: folder whose images and settings the part ``input`` measures; None paints images.
         on_part: called with what is measured next.
 
     Returns:
         ``ratios`` (None where not measured), ``spread`` (least and largest of the turns),
-        ``phases`` (milliseconds by phase), ``seconds``, ``memory`` (bytes),
+        ``phases`` (milliseconds by phase), ``seconds``, ``memory`` (bytes), ``input`` (images a
+        second of the loader and of the step, milliseconds by phase),
         ``host_syncs_per_step``, ``device``, ``threads``, ``versions`` and ``commit``.
 
     Raises:
@@ -73,6 +78,7 @@ def bench(
         "phases": {},
         "seconds": {},
         "memory": {},
+        "input": {},
         "host_syncs_per_step": None,
         "repetitions": repetitions,
         "device": torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu",
@@ -93,6 +99,10 @@ def bench(
         with predicting(place) as works:
             found = in_turns(works, repetitions=repetitions)
         note(result, "predict_vs_bare_forward", found["forward"], found["predict"])
+    if "input" in parts:
+        on_part("the loader")
+        with inputs.sources(run, place, dict(overrides or {})) as sources:
+            measure_input(result, sources, place, repetitions)
     return result
 
 
@@ -116,10 +126,10 @@ def measure_method(
     result: dict[str, Any], workload: Workload, device: torch.device, repetitions: int
 ) -> None:
     """Thresholds, masks, prototypes, queues and contrast: ours, and the same work in loops."""
-    inputs = make_inputs(workload, device)
+    tensors = make_inputs(workload, device)
     works: dict[str, Method | Loops] = {
-        "method": Method(workload, inputs),
-        "loops": Loops(workload, inputs),
+        "method": Method(workload, tensors),
+        "loops": Loops(workload, tensors),
     }
     clocks: dict[str, list[Clock]] = {name: [] for name in works}
 
@@ -179,13 +189,39 @@ def measure_steps(
     result["step"] = describe_step(config)
 
 
-def describe_step(config: Config) -> str:
+def measure_input(
+    result: dict[str, Any], sources: Sequence[Source], device: torch.device, repetitions: int
+) -> None:
+    """The loader alone against the need of the step; the ratio kept is that of the first source."""
+    first = sources[0]  # all have one configuration
+    config, workers = first.config, inputs.loader_processes(first.config)
+    step = steps.Steps(config, device, num_classes=first.dataset.num_classes)
+    loadings = {
+        source.name: inputs.Loading(source, device, workers=workers, num_batches=4 * (workers + 1))
+        for source in sources
+    }
+    works = {name: loading.run for name, loading in loadings.items()} | {"step": step.run}
+    found = in_turns(works, repetitions=repetitions)
+    note(result, "input_vs_step", found["step"], found[first.name])
+    for name, loading in loadings.items():
+        result["input"][name] = {
+            "images_per_second": {
+                "loader": loading.images_per_batch / statistics.median(found[name]),
+                "step": loading.images_per_batch / statistics.median(found["step"]),
+            },
+            "workers": workers,
+            "milliseconds": loading.phases(),
+            "step": describe_step(config, first.dataset.num_classes),
+        }
+
+
+def describe_step(config: Config, num_classes: int = steps.NUM_CLASSES) -> str:
     """What the whole step is of."""
     model, data = config.model, config.data
     return (
         f"{model.encoder}, {model.decoder}, stride {model.output_stride}, "
         f"{data.batch_labeled} + {data.batch_unlabeled} crops of {data.crop[0]}x{data.crop[1]}, "
-        f"{steps.NUM_CLASSES} classes"
+        f"{num_classes} classes"
     )
 
 

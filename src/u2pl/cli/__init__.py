@@ -10,7 +10,7 @@ import warnings
 import torch
 import typer
 
-from u2pl.cli import bench, data, demo, doctor, export, plan, predict, report, train
+from u2pl.cli import bench, data, demo, doctor, export, label, plan, predict, report, train
 from u2pl.cli.console import complain
 from u2pl.errors import UserError
 
@@ -31,6 +31,9 @@ app.command(
 )(train.train)
 app.command(epilog="Example: `u2pl evaluate runs/a --split test --weights student`")(train.evaluate)
 app.command(epilog="Example: `u2pl predict runs/a photos --out labelled`")(predict.predict)
+app.command(epilog="Example: `u2pl label runs/a photos --out to-label --format cvat --top 20`")(
+    label.label
+)
 app.command(epilog="Example: `u2pl report runs/a --out a.html`")(report.report)
 app.command(epilog="Example: `u2pl compare runs/labels-* runs/u2pl-* --out compare.html`")(
     report.compare
@@ -40,10 +43,14 @@ app.command(epilog="Example: `u2pl export runs/a --format onnx --verify`")(expor
 app.command(epilog="Example: `u2pl doctor --self-test`")(doctor.doctor)
 
 data_app.command(epilog="Example: `u2pl data init photos`")(data.init)
+data_app.command(epilog="Example: `u2pl data prepare voc downloads --out voc --variant blender`")(
+    data.prepare
+)
 data_app.command(epilog="Example: `u2pl data check dataset.yaml`")(data.check)
 data_app.command(epilog="Example: `u2pl data split dataset.yaml --labeled 1/16 --seed 0 --seed 1`")(
     data.split
 )
+data_app.command(epilog="Example: `u2pl data merge dataset.yaml task.zip`")(data.merge)
 
 
 class Sentences(logging.Handler):

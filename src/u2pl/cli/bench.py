@@ -18,14 +18,18 @@ from u2pl.errors import UserError
 
 def bench(
     settings: Annotated[
-        list[str] | None, typer.Argument(help="key=value, for the whole steps.")
+        list[str] | None, typer.Argument(help="key=value, for whole steps and input.")
     ] = None,
-    parts: Annotated[str, typer.Option(help="Of method, step, predict; with commas.")] = ",".join(
-        benchmark.PARTS
-    ),
+    parts: Annotated[
+        str, typer.Option(help="Of method, step, predict, input; with commas.")
+    ] = ",".join(benchmark.PARTS),
     repetitions: Annotated[int, typer.Option(help="Turns that count.")] = 5,
     device: Annotated[
         str | None, typer.Option(help="cpu or cuda.  [default: a GPU where there is one]")
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="Run folder whose loader is measured.  [default: painted images]"),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write bench-DEVICE.md and .json to this folder.")
@@ -38,6 +42,7 @@ def bench(
         repetitions=repetitions,
         overrides=parse_assignments(settings or []),
         device=device,
+        run=run,
         on_part=lambda part: say(f"Measuring {part} …"),
     )
     table = Table(title=f"{result['device']}, {result['threads']} threads")

@@ -13,6 +13,7 @@ from rich.progress import (
     MofNCompleteColumn,
     TaskID,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.progress import (
@@ -81,6 +82,19 @@ class TrainingDisplay:
         """Print student's and teacher's mIoU."""
         student, teacher = scores["student"].miou, scores["ema"].miou
         say(f"step {step}: val mIoU student {student:.2f} %, teacher {teacher:.2f} %")
+
+
+def images_bar(*, shown: bool = True) -> ProgressBar:
+    """A bar of images done, with the time taken and left, where output is a terminal."""
+    return ProgressBar(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not (console.is_terminal and shown),
+    )
 
 
 def say(text: str) -> None:

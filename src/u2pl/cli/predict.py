@@ -7,17 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as ProgressBar
 
 from u2pl import api
-from u2pl.cli.console import JsonOption, complain, console, say, write_result
+from u2pl.cli.console import JsonOption, complain, images_bar, say, write_result
 from u2pl.engine.pictures import DEFAULT_KINDS, KINDS
 from u2pl.engine.tiles import Tiling
 from u2pl.launch import world_of
@@ -67,15 +59,7 @@ def predict(
     """Label images: class ids, overlays, entropy, and where the network is sure."""
     world = world_of(os.environ)
     kinds = None if save is None else [kind.strip() for kind in save.split(",") if kind.strip()]
-    with ProgressBar(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not (console.is_terminal and world.is_first),
-    ) as bar:
+    with images_bar(shown=world.is_first) as bar:
         task = bar.add_task("predicting", total=None)
         result = api.predict(
             run,

@@ -13,6 +13,8 @@ from u2pl.contrast.masks import (
 from u2pl.contrast.prototypes import MomentumPrototypes, class_means, denoise_logits
 from u2pl.contrast.queues import NegativeQueues
 from u2pl.contrast.sampling import (
+    by_class,
+    by_pixel,
     first_members,
     members_at,
     sample_with_replacement,
@@ -23,6 +25,8 @@ __all__ = [
     "MomentumPrototypes",
     "NegativeQueues",
     "anchor_mask",
+    "by_class",
+    "by_pixel",
     "class_means",
     "class_rank",
     "denoise_logits",

@@ -1,9 +1,45 @@
-"""Random choice of pixels out of a mask, for all classes at once and without leaving the device."""
+"""Random choice of pixels out of a mask, for all classes at once and without leaving the device.
+
+The pixels of all images stand in one row here, K = B·h·w of them: :func:`by_class` and
+:func:`by_pixel` bring masks and features into that form.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+
+def by_class(mask: Tensor) -> Tensor:
+    """Lay a mask of maps out as one row of pixels a class.
+
+    Args:
+        mask: [B, C, h, w], such as :func:`~u2pl.contrast.anchor_mask` returns.
+
+    Returns:
+        [C, B·h·w], pixels in the order of :func:`by_pixel`.
+
+    >>> by_class(torch.tensor([[1, 2], [3, 4]]).view(2, 2, 1, 1))  # two images, two classes
+    tensor([[1, 3],
+            [2, 4]])
+    """
+    return mask.transpose(0, 1).flatten(1)
+
+
+def by_pixel(features: Tensor) -> Tensor:
+    """Lay maps of features out as one row of features a pixel.
+
+    Args:
+        features: [B, D, h, w].
+
+    Returns:
+        [B·h·w, D], so that an index into a row of :func:`by_class` finds the pixel's feature.
+
+    >>> by_pixel(torch.tensor([[1, 2], [3, 4]]).view(2, 2, 1, 1))  # two images, D = 2
+    tensor([[1, 2],
+            [3, 4]])
+    """
+    return features.movedim(1, -1).flatten(0, 2)
 
 
 def sample_with_replacement(

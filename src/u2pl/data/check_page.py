@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,16 +9,13 @@ from pathlib import Path
 
 import jinja2
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
 from u2pl.data.check import CheckReport, Finding
 from u2pl.data.images import FileError, overlay, read_image, write_whole
 from u2pl.data.sources import Dataset, Sample
+from u2pl.data.thumbnails import data_url, small, small_mask
 from u2pl.errors import printable
 
-_SIDE = 320  # pixels of a thumbnail's long side
-_QUALITY = 80  # of its JPEG
 _MOST_FINDINGS = 200  # of a kind
 
 
@@ -134,28 +129,13 @@ def _card(
     kind = "error" if "error" in kinds else "odd" if kinds else ""
     image, over = None, None
     try:
-        pixels = _small(read_image(sample.image))
-        image = _data_url(pixels)
+        pixels = small(read_image(sample.image))
+        image = data_url(pixels)
         if sample.mask is not None:
             labels = dataset.read_mask(sample)
-            small = Image.fromarray(labels.astype(np.int32)).resize(
-                pixels.shape[1::-1], Image.Resampling.NEAREST
-            )
-            over = _data_url(overlay(pixels, np.asarray(small), dataset.colors, alpha=0.6))
+            shown = small_mask(labels, (pixels.shape[0], pixels.shape[1]))
+            over = data_url(overlay(pixels, shown, dataset.colors, alpha=0.6))
     except FileError:
         pass  # the finding says what is wrong
     said = tuple(dict.fromkeys(finding.what for _, finding in found))
     return _Card(sample.name, image, over, kind, said)
-
-
-def _small(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Return an image no larger than a thumbnail."""
-    scale = min(1.0, _SIDE / max(image.shape[:2]))
-    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
-
-
-def _data_url(image: npt.NDArray[np.uint8]) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="JPEG", quality=_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -36,6 +36,8 @@ _REPLACE = "replace the file or take it out of the data set"
 # What Pillow may be asked to decode, whatever a file is called. It knows dozens of formats more,
 # and hands some of them (PostScript) to other programs.
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
+# How a PNG spells colours of 16 bits, and the same with its bytes exchanged.
+_SWAPPED = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -142,6 +144,42 @@ def image_size(path: Path) -> tuple[int, int]:
             image.load()
         lies_on_its_side = _orientation(image) in (5, 6, 7, 8)
     return (width, height) if lies_on_its_side else (height, width)
+
+
+def pixel_mode(path: Path) -> str:
+    """Return Pillow's mode of an image file, such as P, L or RGB, from its header.
+
+    Raises:
+        UserError: where the file is missing or no image.
+    """
+    with _opened(path) as image:
+        return image.mode
+
+
+def read_first_channel(path: Path) -> npt.NDArray[np.int64]:
+    """Return the first channel [H, W] int64 of an image file, of a colour PNG with all 16 bits.
+
+    Pillow knows no colours of 16 bits: it keeps the upper byte of each. So it is made to decode the
+    file a second time as if the lower byte were the upper one.
+
+    Raises:
+        UserError: where the file cannot be read.
+    """
+    with _opened(path) as image:
+        swapped = [_SWAPPED.get(tile[3]) for tile in getattr(image, "tile", [])]
+        image.load()
+        upper = np.asarray(image).astype(np.int64)
+    first = upper if upper.ndim == 2 else upper[..., 0]
+    if not any(swapped):
+        return first
+    with _opened(path) as image:
+        image.tile = [  # type: ignore[attr-defined]
+            (*tile[:3], mode)
+            for tile, mode in zip(image.tile, swapped, strict=True)  # type: ignore[attr-defined]
+        ]
+        image.load()
+        lower = np.asarray(image).astype(np.int64)[..., 0]
+    return first << 8 | lower
 
 
 def _has_late_text(path: Path) -> bool:

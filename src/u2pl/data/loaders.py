@@ -10,9 +10,10 @@ import hashlib
 import itertools
 import os
 import signal
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,25 +22,31 @@ from torch import Tensor
 from torch.utils import data as torch_data
 
 from u2pl.config import DataSettings
-from u2pl.data.batch import Batch, LabeledBatch, UnlabeledBatch
+from u2pl.data.batch import Batch, UnlabeledBatch
 from u2pl.data.check import size_error
 from u2pl.data.class_counts import class_pixels
-from u2pl.data.images import read_image
+from u2pl.data.decoded import Decoder, decoder
+from u2pl.data.photometric import draw_colors
 from u2pl.data.rare_classes import RareClassSampler
 from u2pl.data.sources import Dataset, Sample
 from u2pl.data.transforms import (
     View,
     draw_view,
     eval_image,
-    photometric,
     view_image,
     view_labels,
 )
+from u2pl.data.unpack import label_dtype, unpack, unpack_unlabeled
 from u2pl.errors import UserError
 from u2pl.signals import STOP_SIGNALS
 
 _CROP_TRIES = 10  # crops looked at for one that holds the drawn class, as in DAFormer's code
 _ERROR = "error"  # the key under which a worker hands a user's mistake to the main process
+_READY = "ready"  # the key of a batch that needs no more work
+
+_CPU = torch.device("cpu")
+
+T = TypeVar("T")
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -65,6 +72,7 @@ class _Stream(torch_data.Dataset[dict[str, Any]]):
         self._samples = samples
         self._dataset = dataset
         self._settings = settings
+        self._decoder = decoder(dataset, settings)
         self._resize = settings.resize
         self._seed = seed
         self._name = type(self).__name__
@@ -96,22 +104,12 @@ class _Stream(torch_data.Dataset[dict[str, Any]]):
             generator=generator,
         )
 
-    def _strong(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        return photometric(
-            image,
-            jitter=self._settings.jitter,
-            jitter_probability=self._settings.jitter_probability,
-            grayscale_probability=self._settings.grayscale_probability,
-            blur_probability=self._settings.blur_probability,
-            generator=generator,
-        )
-
 
 class LabeledStream(_Stream):
     """Random crops of the labelled images with their masks.
 
-    Item n is ``{"image": [3, h, w] float32 in [0, 1], "label": [h, w] int64}``, geometry only; with
-    ``strong`` there is also ``"image_strong"``, the same crop with colours changed. With
+    Item n is ``{"image": [3, h, w] uint8, "label": [h, w] of label_dtype}``, geometry only; with
+    ``strong`` there are also the draws of a strong view, ``"image_colors": [12] float64``. With
     ``settings.rare_class_temperature`` there are no epochs: each draw has a class, and an image
     that holds it; of at most ten crops the first is taken that holds half of
     ``settings.rare_class_min_pixels`` pixels of the class, or else the one that holds most.
@@ -160,16 +158,17 @@ class LabeledStream(_Stream):
             UserError: where a file cannot be read, or the mask does not fit the image.
         """
         sample, class_id = self._choose(n)
-        pixels, mask = _read_pair(sample, self._dataset)
+        pixels, mask = _read_pair(sample, self._decoder)
         generator = self._generator(n)
         view, label = self._crop(mask, class_id, generator)
-        item = {"image": view_image(pixels, view)[0], "label": label}
+        dtype = label_dtype(self._dataset.num_classes, self._dataset.ignore_index)
+        item = {"image": view_image(pixels, view)[0], "label": label.to(dtype)}
         if self._with_strong:
-            item["image_strong"] = self._strong(item["image"], generator)
+            item["image_colors"] = draw_colors(generator)
         return item
 
     def _crop(
-        self, mask: npt.NDArray[np.int64], class_id: int | None, generator: torch.Generator
+        self, mask: npt.NDArray[np.integer[Any]], class_id: int | None, generator: torch.Generator
     ) -> tuple[View, Tensor]:
         """Return a random view and its labels, chosen for a class where there is one."""
         size = (mask.shape[0], mask.shape[1])
@@ -191,10 +190,10 @@ class LabeledStream(_Stream):
 
 
 class UnlabeledStream(_Stream):
-    """Random crops of the unlabelled images in a weak view and in strong ones; no mask is opened.
+    """Random crops of the unlabelled images, with the draws of strong views; no mask is opened.
 
-    Item n is ``{"weak": [3, h, w] float32 in [0, 1], "strong": [V, 3, h, w] like it with colours
-    changed, "valid": [h, w] bool, "possible_classes": [C] bool}``, V being ``num_strong``.
+    Item n is ``{"weak": [3, h, w] uint8, "colors": [V, 12] float64, "valid": [h, w] bool,
+    "possible_classes": [C] bool}``, V being ``num_strong``.
     """
 
     def __init__(
@@ -210,27 +209,27 @@ class UnlabeledStream(_Stream):
             UserError: where the file cannot be read.
         """
         sample, generator = self.sample(n), self._generator(n)
-        pixels = read_image(sample.image)
+        pixels = self._decoder.image(sample)
         weak, valid = view_image(
             pixels, self._draw_view((pixels.shape[0], pixels.shape[1]), generator)
         )
-        strong = [self._strong(weak, generator) for _ in range(self._num_strong)]
+        colors = [draw_colors(generator) for _ in range(self._num_strong)]
         possible = torch.ones(self._dataset.num_classes, dtype=torch.bool)
         if sample.tags is not None:
             possible.zero_()
             possible[list(sample.tags)] = True
         return {
             "weak": weak,
-            "strong": torch.stack(strong),
+            "colors": torch.stack(colors),
             "valid": valid,
             "possible_classes": possible,
         }
 
 
 def _read_pair(
-    sample: Sample, dataset: Dataset
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    image, mask = read_image(sample.image), dataset.read_mask(sample)
+    sample: Sample, decoder: Decoder
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer[Any]]]:
+    image, mask = decoder.image(sample), decoder.mask(sample)
     height, width = image.shape[:2]
     if mask.shape != (height, width):
         raise size_error(sample.image, (height, width), (mask.shape[0], mask.shape[1]))
@@ -241,20 +240,32 @@ class _Steps(torch_data.Dataset[dict[str, Any]]):
     """Item t is the whole input of step t, so that a worker makes a batch without the others.
 
     Where several processes share a batch, it is the part of one of them.
+
+    Args:
+        streams: each with its batch size.
+        finish: applied to the item in the worker, or None.
+        rank, num_ranks: of the processes.
     """
 
-    def __init__(self, *streams: tuple[_Stream, int], rank: int = 0, num_ranks: int = 1) -> None:
-        self._streams = streams  # each with its batch size
+    def __init__(
+        self,
+        *streams: tuple[_Stream, int],
+        finish: Callable[[dict[str, Any]], Any] | None = None,
+        rank: int = 0,
+        num_ranks: int = 1,
+    ) -> None:
+        self._streams = streams
+        self._finish = finish
         self._rank, self._num_ranks = rank, num_ranks
 
     def __getitem__(self, t: int) -> dict[str, Any]:
         try:
             item: dict[str, Any] = {}
             for stream, batch_size in self._streams:
-                item |= _draw(stream, _draws(t, batch_size, self._rank, self._num_ranks))
-            return item
+                item |= stacked(stream, _draws(t, batch_size, self._rank, self._num_ranks))
         except UserError as error:
             return {_ERROR: str(error)}  # as an exception it would arrive with a traceback inside
+        return item if self._finish is None else {_READY: self._finish(item)}
 
 
 def _draws(t: int, batch_size: int, rank: int, num_ranks: int) -> range:
@@ -264,8 +275,8 @@ def _draws(t: int, batch_size: int, rank: int, num_ranks: int) -> range:
     return range(first, first + part)
 
 
-def _draw(stream: _Stream, draws: range) -> dict[str, Tensor]:
-    """Return some draws, each field stacked."""
+def stacked(stream: _Stream, draws: range) -> dict[str, Tensor]:
+    """Return some draws of a stream, each field stacked."""
     items = [stream[n] for n in draws]
     return {key: torch.stack([item[key] for item in items]) for key in items[0]}
 
@@ -280,11 +291,11 @@ def training_batches(
     with_unlabeled: bool,
     labeled_strong: bool = False,
     num_strong: int = 1,
-    pin_memory: bool = False,
+    device: torch.device = _CPU,
     rank: int = 0,
     num_ranks: int = 1,
 ) -> Generator[Batch, None, None]:
-    """Yield the batch of each step from ``start_step`` to ``stop_step`` - 1.
+    """Yield the batch of each step from ``start_step`` to ``stop_step`` - 1, on ``device``.
 
     Step t takes the draws t * B to (t + 1) * B - 1 of each stream, so a resumed run goes on as if
     it had never stopped, and the shorter list repeats beside the longer one. Closing the iterator
@@ -299,7 +310,8 @@ def training_batches(
         with_unlabeled: False gives batches whose ``unlabeled`` is None.
         labeled_strong: give labelled images a strong view, too.
         num_strong: strong views of each unlabelled image, each with draws of its own.
-        pin_memory: put batches in page-locked memory; ignored where there is no CUDA device.
+        device: of the step. A GPU makes floats and strong views of the bytes that it is sent; on
+            a CPU the workers do.
         rank: of the process, where several share each batch.
         num_ranks: how many do; the batch sizes are multiples of it.
 
@@ -307,13 +319,36 @@ def training_batches(
         UserError: where there is no image, or a file cannot be read.
     """
     streams = _training_streams(dataset, settings, seed, with_unlabeled, labeled_strong, num_strong)
-    loader = _loader(
-        _Steps(*streams, rank=rank, num_ranks=num_ranks),
+    return _finished(
+        streams,
+        partial(unpack, settings=settings, device=device),
         range(start_step, stop_step),
         workers=settings.num_workers,
-        pin_memory=pin_memory and torch.cuda.is_available(),
+        device=device,
+        rank=rank,
+        num_ranks=num_ranks,
     )
-    return (_to_batch(item) for item in loader)
+
+
+def _finished(
+    streams: list[tuple[_Stream, int]],
+    finish: Callable[[dict[str, Any]], T],
+    order: range,
+    *,
+    workers: int | None,
+    device: torch.device,
+    rank: int = 0,
+    num_ranks: int = 1,
+) -> Generator[T, None, None]:
+    """Yield what ``finish`` makes of each step's input: in the workers, or for a GPU here."""
+    on_cpu = device.type == "cpu"
+    items = _loader(
+        _Steps(*streams, finish=finish if on_cpu else None, rank=rank, num_ranks=num_ranks),
+        order,
+        workers=workers,
+        pin_memory=device.type == "cuda",
+    )
+    return (item[_READY] if on_cpu else finish(item) for item in items)
 
 
 def _training_streams(
@@ -357,7 +392,13 @@ def images_of_step(
 
 
 def unlabeled_batches(
-    dataset: Dataset, settings: DataSettings, *, seed: int, start_step: int, stop_step: int
+    dataset: Dataset,
+    settings: DataSettings,
+    *,
+    seed: int,
+    start_step: int,
+    stop_step: int,
+    device: torch.device = _CPU,
 ) -> Generator[UnlabeledBatch, None, None]:
     """Yield the unlabelled half alone of each step; see :func:`training_batches`.
 
@@ -365,26 +406,13 @@ def unlabeled_batches(
         UserError: where there is no unlabelled image, or a file cannot be read.
     """
     stream = UnlabeledStream(dataset, settings, seed=seed)
-    loader = _loader(
-        _Steps((stream, settings.batch_unlabeled)),
+    return _finished(
+        [(stream, settings.batch_unlabeled)],
+        partial(unpack_unlabeled, settings=settings, device=device),
         range(start_step, stop_step),
         workers=settings.num_workers,
-        pin_memory=torch.cuda.is_available(),
+        device=device,
     )
-    return (_to_unlabeled(item) for item in loader)
-
-
-def _to_batch(item: dict[str, Any]) -> Batch:
-    labeled = LabeledBatch(item["image"], item["label"], item.get("image_strong"))
-    if "weak" not in item:
-        return Batch(labeled, None)
-    return Batch(labeled, _to_unlabeled(item))
-
-
-def _to_unlabeled(item: dict[str, Any]) -> UnlabeledBatch:
-    strong = item["strong"].transpose(0, 1).unbind(0)  # V of [B, 3, h, w]
-    views = tuple(view.contiguous() for view in strong)
-    return UnlabeledBatch(item["weak"], views, item["valid"], item["possible_classes"])
 
 
 def _loader(
@@ -445,19 +473,19 @@ class EvaluationBatch(NamedTuple):
 
 
 class _EvaluationItems(torch_data.Dataset[dict[str, Any]]):
-    def __init__(self, samples: Sequence[Sample], dataset: Dataset, resize: int | None) -> None:
+    def __init__(self, samples: Sequence[Sample], decoder: Decoder, resize: int | None) -> None:
         self._samples = samples
-        self._dataset = dataset
+        self._decoder = decoder
         self._resize = resize
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self._samples[index]
         try:
             if sample.mask is None:
-                pixels, mask = read_image(sample.image), None
+                pixels, mask = self._decoder.image(sample), None
             else:
-                pixels, labels = _read_pair(sample, self._dataset)
-                mask = torch.from_numpy(labels)
+                pixels, labels = _read_pair(sample, self._decoder)
+                mask = torch.from_numpy(labels.astype(np.int64))
             image = eval_image(pixels, resize=self._resize, file=sample.image)
         except UserError as error:
             return {_ERROR: str(error)}
@@ -485,7 +513,7 @@ def evaluation_batches(
         UserError: where a file cannot be read, or a mask does not fit its image.
     """
     items = _loader(
-        _EvaluationItems(samples, dataset, settings.resize),
+        _EvaluationItems(samples, decoder(dataset, settings), settings.resize),
         range(len(samples)),
         workers=settings.num_workers if workers is None else workers,
     )

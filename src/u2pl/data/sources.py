@@ -36,6 +36,7 @@ import numpy as np
 import numpy.typing as npt
 
 from u2pl.data.class_counts import class_pixels
+from u2pl.data.file_list import FileList, names_of, paths_of
 from u2pl.data.images import Color, MaskFormat, read_mask
 from u2pl.data.tags import class_ids, read_csv_tags, read_voc_tags
 from u2pl.errors import UserError, is_clean, nearest_name, shown
@@ -106,7 +107,8 @@ class Dataset:
         colors: one RGB colour a class, 0 to 255; PASCAL VOC's palette where none are given.
         ignore_index: the id of unknown pixels in labels.
         ignore_color: the colour of unknown pixels in RGB masks.
-        labeled, unlabeled, val, test: the samples, in the order of their list or of their names.
+        labeled, unlabeled, val, test: the samples, in the order of their list or of their names;
+            tuples, or a :class:`~u2pl.data.file_list.FileList`.
     """
 
     path: Path
@@ -114,10 +116,10 @@ class Dataset:
     colors: tuple[Color, ...]
     ignore_index: int = 255
     ignore_color: Color | None = None
-    labeled: tuple[Sample, ...] = ()
-    unlabeled: tuple[Sample, ...] = ()
-    val: tuple[Sample, ...] = ()
-    test: tuple[Sample, ...] = ()
+    labeled: Sequence[Sample] = ()
+    unlabeled: Sequence[Sample] = ()
+    val: Sequence[Sample] = ()
+    test: Sequence[Sample] = ()
 
     @property
     def num_classes(self) -> int:
@@ -125,7 +127,7 @@ class Dataset:
         return len(self.classes)
 
     @property
-    def sections(self) -> dict[str, tuple[Sample, ...]]:
+    def sections(self) -> dict[str, Sequence[Sample]]:
         """The four sections by name; absent ones are empty."""
         return {name: getattr(self, name) for name in SECTIONS}
 
@@ -192,7 +194,7 @@ def load_dataset(path: Path | str, *, require: Sequence[str] = ("labeled", "val"
         colors=given_colors or default_colors(len(classes)),
         ignore_index=ignore_index,
         ignore_color=ignore_color,
-        **{name: tuple(samples) for name, samples in sections.items()},
+        **sections,
     )
     if tree.get("tags") is None:
         return dataset
@@ -218,7 +220,7 @@ def default_colors(num_classes: int) -> tuple[Color, ...]:
 
 def split_hash(samples: Iterable[Sample]) -> str:
     """Return the SHA-256, in hex, of the samples' names joined by newlines in their order."""
-    return hashlib.sha256("\n".join(sample.name for sample in samples).encode()).hexdigest()
+    return hashlib.sha256("\n".join(names_of(samples)).encode()).hexdigest()
 
 
 def with_masks_of(
@@ -246,7 +248,7 @@ def write_lists(dataset: Dataset, folder: Path) -> None:
     """
     for name, samples in dataset.sections.items():
         if samples or name != "test":
-            text = "".join(f"{sample.name}\n" for sample in samples)
+            text = "".join(f"{sample_name}\n" for sample_name in names_of(samples))
             (folder / f"{name}.txt").write_text(text, encoding="utf-8")
 
 
@@ -446,6 +448,39 @@ class _Finder:
 
     def find(self, spec: Any, *, where: str, suffixes: Iterable[str]) -> list[_Entry]:
         """Return the files that ``spec`` names, in the order of their names (or of a list)."""
+        base, relative, head, tail = self._relative(spec, where, suffixes)
+        entries, folders = [], dict[str, Path]()
+        for item in relative:
+            name = os.path.splitext(item)[0]
+            folder, _, stem = name.rpartition("/")
+            if folder not in folders:  # a path made of many parts takes long, a million times
+                folders[folder] = Path(base, folder)
+            stem = stem.removeprefix(head).removesuffix(tail)
+            key = f"{folder}/{stem}" if folder else stem
+            entries.append(_Entry(name, key, folders[folder] / item[len(folder) :].lstrip("/")))
+        return entries
+
+    def find_plain(self, spec: Any, *, where: str, suffixes: Iterable[str]) -> FileList:
+        """As :meth:`find`, where no file has to be paired with another; a name belongs to one."""
+        base, relative, _, _ = self._relative(spec, where, suffixes)
+        files = FileList(base, relative)
+        if len(set(files.names())) < len(files):
+            self.refuse_twice(files.names(), where)
+        return files
+
+    def refuse_twice(self, names: Iterable[str], where: str) -> None:
+        """Raise where a name belongs to two files."""
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise UserError(
+                f"{self.yaml_path}: {len(twice)} names of {where} belong to more than one file: "
+                f"{_first_three(twice)}; rename the files, or give a glob such as 'images/*.jpg'."
+            )
+
+    def _relative(
+        self, spec: Any, where: str, suffixes: Iterable[str]
+    ) -> tuple[str, list[str], str, str]:
+        """Return a folder, the files in it that ``spec`` names, and a glob's fixed ends."""
         for item in spec if isinstance(spec, list) else [spec]:
             if isinstance(item, str):
                 _checked_path(self.yaml_path, where, item)
@@ -469,24 +504,23 @@ class _Finder:
                 f"{self.yaml_path}: expected a folder, a glob or a list of files for {where}, "
                 f"got {shown(spec)}."
             )
-        wanted = frozenset(suffixes)
-        entries, folders = [], dict[str, Path]()
-        for item in relative:
-            name, suffix = os.path.splitext(item)
-            if suffix.lower() in wanted:
-                folder, _, stem = name.rpartition("/")
-                if folder not in folders:  # a path made of many parts takes long, a million times
-                    folders[folder] = Path(base, folder)
-                stem = stem.removeprefix(head).removesuffix(tail)
-                key = f"{folder}/{stem}" if folder else stem
-                entries.append(_Entry(name, key, folders[folder] / item[len(folder) :].lstrip("/")))
-        odd = [entry.name for entry in entries if not is_clean(entry.name)]
+        wanted = tuple(suffixes)
+        relative = [
+            item
+            for item in relative
+            # a name such as '.png' has no suffix
+            if item.lower().endswith(wanted)
+            and (item[item.rfind("/") + 1] != "." or os.path.splitext(item)[1])
+        ]
+        # all names in one look, as nearly always all are clean
+        odd = [] if is_clean("".join(relative)) else [n for n in relative if not is_clean(n)]
         if odd:
+            names = [os.path.splitext(item)[0] for item in odd]
             raise UserError(
                 f"{self.yaml_path}: {len(odd)} file names of {where} have control characters, or "
-                f"are no UTF-8: {_first_three(odd)}; rename the files."
+                f"are no UTF-8: {_first_three(names)}; rename the files."
             )
-        return entries
+        return base, relative, head, tail
 
     def find_masks(self, spec: Any, *, where: str) -> list[_Entry]:
         """Return mask files; of a folder, which may hold the images too, the .png alone."""
@@ -575,37 +609,37 @@ class _Finder:
 
 def _find_section(
     finder: _Finder, section: str, spec: Any, encodings: _Encodings, default: MaskFormat
-) -> list[Sample]:
+) -> Sequence[Sample]:
     """Return the samples of one section; none where the yaml has no such section."""
     if spec is None:
-        return []
+        return ()
     yaml_path = finder.yaml_path
     if not isinstance(spec, dict) or "images" not in spec:
         raise UserError(f"{yaml_path}: expected '{section}' to have 'images', got {shown(spec)}.")
     keys = ("images", "masks", "list", "mask_format", "id_map")
     _refuse_unknown_keys(yaml_path, spec, keys, f" in '{section}'")
     where = f"'{section}: images'"
+    if section == "unlabeled" and spec.get("list") is None:
+        _refuse_mask_keys(yaml_path, spec)
+        return finder.find_plain(spec["images"], where=where, suffixes=IMAGE_SUFFIXES)
     images = finder.find(spec["images"], where=where, suffixes=IMAGE_SUFFIXES)
-    twice = [name for name, count in Counter(e.name for e in images).items() if count > 1]
-    if twice:
-        raise UserError(
-            f"{yaml_path}: {len(twice)} names of {where} belong to more than one file: "
-            f"{_first_three(twice)}; rename the files, or give a glob such as 'images/*.jpg'."
-        )
+    finder.refuse_twice((entry.name for entry in images), where)
     if spec.get("list") is not None:
         path = finder.root / _checked_path(yaml_path, f"'{section}: list'", spec["list"])
         images = _select(finder, section, images, path)
     if section == "unlabeled":
-        for key in ("mask_format", "id_map"):
-            if key in spec:
-                raise UserError(
-                    f"{yaml_path}: 'unlabeled' has no masks to read; take its {key} out."
-                )
-        return [Sample(entry.name, entry.path) for entry in images]
+        _refuse_mask_keys(yaml_path, spec)
+        return tuple(Sample(entry.name, entry.path) for entry in images)
     if spec.get("masks") is None:
         raise UserError(f"{yaml_path}: the section '{section}' needs 'masks', a folder of masks.")
     encoding = encodings.parse(section, spec, default)
-    return _pair(finder, section, images, spec["masks"], encoding)
+    return tuple(_pair(finder, section, images, spec["masks"], encoding))
+
+
+def _refuse_mask_keys(yaml_path: Path, spec: dict[Any, Any]) -> None:
+    for key in ("mask_format", "id_map"):
+        if key in spec:
+            raise UserError(f"{yaml_path}: 'unlabeled' has no masks to read; take its {key} out.")
 
 
 def _select(finder: _Finder, section: str, images: list[_Entry], path: Path) -> list[_Entry]:
@@ -686,12 +720,13 @@ def _unique_stems(entries: Iterable[_Entry]) -> dict[str, _Entry]:
     return {stem: entry for stem, entry in stems if counts[stem] == 1}
 
 
-def _refuse_leaks(path: Path, sections: dict[str, list[Sample]]) -> None:
+def _refuse_leaks(path: Path, sections: Mapping[str, Sequence[Sample]]) -> None:
     """Raise where an image to train on is also one to be scored on."""
-    for train in ("labeled", "unlabeled"):
-        train_images = {sample.image for sample in sections[train]}
-        for held_out in ("val", "test"):
-            shared = [s.name for s in sections[held_out] if s.image in train_images]
+    for held_out in ("val", "test"):
+        scored = {str(sample.image): sample.name for sample in sections[held_out]}
+        for train in ("labeled", "unlabeled"):
+            trained = scored.keys() & paths_of(sections[train])
+            shared = [name for image, name in scored.items() if image in trained]
             if shared:
                 raise UserError(
                     f"{path}: {len(shared)} images stand in '{train}' and also in '{held_out}': "

@@ -1,28 +1,24 @@
-"""Geometry shared by an image and its mask, colour changes of the strong view, evaluation input.
+"""Geometry shared by an image and its mask, and evaluation input.
 
-Arrays [H, W, 3] uint8 come in, tensors [3, H, W] float32 in [0, 1] go out. Every draw comes from
-the generator that is passed in.
+Arrays [H, W, 3] uint8 come in, tensors [3, H, W] go out: uint8 for training, float32 in [0, 1] for
+evaluation. Every draw comes from the generator that is passed in.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as vision
 
 from u2pl.errors import UserError
 
 _MOST_PIXELS = 178_956_970  # Pillow's limit for files
-_MAX_BLUR_SIGMA = 2.0
-_MIN_BLUR_SIGMA = 0.1
 
 
 def resized_size(height: int, width: int, resize: int | None) -> tuple[int, int]:
@@ -92,7 +88,7 @@ def view_image(image: npt.NDArray[np.uint8], view: View) -> tuple[Tensor, Tensor
         view: of an image of this size.
 
     Returns:
-        image [3, h, w] float32 in [0, 1], 0 on padding; valid [h, w] bool, False on padding.
+        image [3, h, w] uint8, 0 on padding; valid [h, w] bool, False on padding.
     """
     _, _, h, w = view.window
     pixels = torch.zeros((*view.crop, 3), dtype=torch.uint8)
@@ -101,20 +97,21 @@ def view_image(image: npt.NDArray[np.uint8], view: View) -> tuple[Tensor, Tensor
     valid[:h, :w] = True
     if view.is_flipped:
         pixels, valid = pixels.flip(1), valid.flip(1)
-    return _to_float(pixels), valid
+    return pixels.permute(2, 0, 1).contiguous(), valid
 
 
-def view_labels(mask: npt.NDArray[np.int64], view: View, *, ignore_index: int) -> Tensor:
+def view_labels(mask: npt.NDArray[np.integer[Any]], view: View, *, ignore_index: int) -> Tensor:
     """Return a mask's view [h, w] int64, nearest; ``ignore_index`` on padding.
 
     Args:
-        mask: [H, W] int64.
+        mask: [H, W] of integers.
         view: of an image of this size.
         ignore_index: what padding holds.
     """
     _, _, h, w = view.window
     labels = torch.full(view.crop, ignore_index, dtype=torch.int64)
-    labels[:h, :w] = torch.from_numpy(_resample_mask(mask, view.size, view.window))
+    picked = _resample_mask(mask, view.size, view.window)
+    labels[:h, :w] = torch.from_numpy(picked.astype(np.int64, copy=False))
     return labels.flip(1) if view.is_flipped else labels
 
 
@@ -135,13 +132,13 @@ def _resample(
 
 
 def _resample_mask(
-    mask: npt.NDArray[np.int64], size: tuple[int, int], window: tuple[int, int, int, int]
-) -> npt.NDArray[np.int64]:
+    mask: npt.NDArray[np.integer[Any]], size: tuple[int, int], window: tuple[int, int, int, int]
+) -> npt.NDArray[np.integer[Any]]:
     """Return the window of the mask resized to ``size``: the label at each new pixel's centre."""
     (full_h, full_w), (top, left, h, w) = size, window
     rows = ((np.arange(top, top + h) + 0.5) * (mask.shape[0] / full_h)).astype(np.int64)
     columns = ((np.arange(left, left + w) + 0.5) * (mask.shape[1] / full_w)).astype(np.int64)
-    picked: npt.NDArray[np.int64] = mask[
+    picked: npt.NDArray[np.integer[Any]] = mask[
         rows.clip(max=mask.shape[0] - 1)[:, None], columns.clip(max=mask.shape[1] - 1)
     ]
     return picked
@@ -150,71 +147,6 @@ def _resample_mask(
 def _to_float(pixels: Tensor) -> Tensor:
     """Return [H, W, 3] uint8 as [3, H, W] float32 in [0, 1]."""
     return pixels.permute(2, 0, 1).contiguous().float().div_(255)
-
-
-def photometric(
-    image: Tensor,
-    *,
-    jitter: float,
-    jitter_probability: float,
-    grayscale_probability: float,
-    blur_probability: float,
-    generator: torch.Generator,
-) -> Tensor:
-    """Return the image with its colours changed at random and its geometry untouched.
-
-    Brightness, contrast and saturation by a factor in [1 - jitter, 1 + jitter] and hue by at most
-    jitter / 2 of the circle, in random order; then grey; then a Gaussian blur of 0.1 to 2 pixels.
-
-    Args:
-        image: [3, H, W] float32, RGB in [0, 1]; it is not changed.
-        jitter: strength, 0 or more; 0 leaves the colours alone.
-        jitter_probability: of the four changes together.
-        grayscale_probability: of losing all colour.
-        blur_probability: of the blur.
-        generator: every draw comes from it.
-
-    Returns:
-        [3, H, W] float32 in [0, 1].
-    """
-    draws: list[float] = torch.rand(8, generator=generator, dtype=torch.float64).tolist()
-    order = torch.randperm(4, generator=generator).tolist()
-    if jitter > 0 and draws[0] < jitter_probability:
-        low = max(0.0, 1 - jitter)
-        factors = [low + (1 + jitter - low) * draw for draw in draws[1:4]]
-        hue = min(jitter / 2, 0.5) * (2 * draws[4] - 1)
-        for change in order:
-            if change == 0:
-                image = vision.adjust_brightness(image, factors[0])
-            elif change == 1:
-                image = vision.adjust_contrast(image, factors[1])
-            elif change == 2:
-                image = vision.adjust_saturation(image, factors[2])
-            else:
-                image = vision.adjust_hue(image, hue)
-    if draws[5] < grayscale_probability:
-        image = vision.rgb_to_grayscale(image, num_output_channels=3)
-    if draws[6] < blur_probability:
-        image = _blur(image, _MIN_BLUR_SIGMA + (_MAX_BLUR_SIGMA - _MIN_BLUR_SIGMA) * draws[7])
-    return image
-
-
-def _blur(image: Tensor, sigma: float) -> Tensor:
-    """Return [3, H, W] blurred, its border repeated; sums of shifted rows, then of columns.
-
-    On a CPU this is several times faster than a convolution.
-    """
-    radius = math.ceil(3 * sigma)
-    half = [math.exp(-0.5 * (distance / sigma) ** 2) for distance in range(radius + 1)]
-    weights = [value / (half[0] + 2 * sum(half[1:])) for value in half]
-    for axis, padding in ((1, (0, 0, radius, radius)), (2, (radius, radius, 0, 0))):
-        length = image.shape[axis]
-        padded = F.pad(image[None], padding, mode="replicate")[0]
-        image = padded.narrow(axis, radius, length) * weights[0]
-        for distance in range(1, radius + 1):
-            for start in (radius - distance, radius + distance):
-                image.add_(padded.narrow(axis, start, length), alpha=weights[distance])
-    return image.clamp_(0, 1)
 
 
 def eval_image(

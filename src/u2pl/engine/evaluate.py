@@ -239,7 +239,7 @@ def window_starts(length: int, window: int, stride: float) -> list[int]:
 @torch.no_grad()
 def evaluate(
     models: Mapping[str, nn.Module],
-    samples: tuple[Sample, ...],
+    samples: Sequence[Sample],
     dataset: Dataset,
     config: Config,
     *,
@@ -358,7 +358,7 @@ class Tally:
 
 
 def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """[B, C, h, w] to [B, C, *size], bilinear with ``align_corners=False``."""
+    """Bring [B, C, h, w] to ``size``, (H, W), bilinear with ``align_corners=False``."""
     if (logits.shape[-2], logits.shape[-1]) == size:
         return logits
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)

@@ -190,7 +190,7 @@ def _counted(place: Tensor, like: Tensor) -> Tensor:
 def inspect_run(
     folder: RunFolder,
     dataset: Dataset,
-    sections: Mapping[str, tuple[Sample, ...]],
+    sections: Mapping[str, Sequence[Sample]],
     *,
     device: torch.device | str = "cpu",
     max_images: int = 500,
@@ -317,7 +317,7 @@ def read_memory(folder: RunFolder, config: Config, num_classes: int) -> Memory:
     return Memory(prototypes, num_keys if contrasted else None, capacities)
 
 
-def spread(samples: tuple[Sample, ...], most: int) -> tuple[Sample, ...]:
+def spread(samples: Sequence[Sample], most: int) -> Sequence[Sample]:
     """At most so many samples, evenly spread over the list and in its order."""
     if len(samples) <= most:
         return samples
@@ -325,7 +325,7 @@ def spread(samples: tuple[Sample, ...], most: int) -> tuple[Sample, ...]:
 
 
 def measure(
-    teacher: Teacher, samples: tuple[Sample, ...], dataset: Dataset, counter: _Counter
+    teacher: Teacher, samples: Sequence[Sample], dataset: Dataset, counter: _Counter
 ) -> tuple[PixelTally, list[float | None]]:
     """Count the pixels of a section; return each image's mIoU in percent too."""
     device = teacher.device
@@ -356,7 +356,7 @@ def measure(
 
 
 def batches(
-    teacher: Teacher, samples: tuple[Sample, ...], dataset: Dataset
+    teacher: Teacher, samples: Sequence[Sample], dataset: Dataset
 ) -> Iterator[EvaluationBatch]:
     """The images as an evaluation reads them."""
     config = teacher.config

@@ -277,9 +277,7 @@ class Runner:
         with noticing_signals() as asked_to_stop, closing(log), closing(batches), self.watch:
             started, since = time.perf_counter(), self.state.step
             for batch in self.watched(batches):
-                values = training_step(
-                    self.fabric, self.state, batch.to(self.fabric.device), self.config
-                )
+                values = training_step(self.fabric, self.state, batch, self.config)
                 step, last = self.state.step, self.state.step == stop
                 self.failure.look(step, values)
                 if self.fabric.device.type == "cpu":  # there is nothing to wait for
@@ -324,7 +322,7 @@ class Runner:
             with_unlabeled=with_unlabeled,
             labeled_strong=with_unlabeled and self.config.method.mixing == "classmix_labeled",
             num_strong=self.config.method.strong_views,
-            pin_memory=self.fabric.device.type == "cuda",
+            device=self.fabric.device,
             rank=self.state.world.rank,
             num_ranks=self.state.world.size,
         )
@@ -353,7 +351,7 @@ class Runner:
         step, values = found
         with closing(self.batches(step - 1, step)) as again:  # a function of its number
             file = keep_batch(
-                next(again),
+                next(again).to("cpu"),
                 self.config,
                 self.dataset,
                 self.folder,

@@ -301,7 +301,7 @@ class Labeling:
 
             def settle(most_files: int, most_pixels: int = _MOST_PIXELS) -> None:
                 while len(writing) > most_files or sum(n for n, _ in writing) > most_pixels:
-                    self._note(writing.popleft()[1].result())
+                    self.note(writing.popleft()[1].result())
                     on_done(self.written + self.skipped + self.damaged)
 
             for job, future in reading:
@@ -315,8 +315,8 @@ class Labeling:
                     break
                 if loaded.image is not None and loaded.prepared is not None:
                     size = (loaded.image.shape[0], loaded.image.shape[1])
-                    logits = self.model.logits_of(loaded.prepared, size=size)
-                    task = writers.submit(self.write, loaded.job, loaded.image, logits)
+                    answer = self.ask(loaded.prepared, size)
+                    task = writers.submit(self.write, loaded.job, loaded.image, answer)
                     writing.append((size[0] * size[1], task))
                     settle(_AHEAD)
                 else:
@@ -325,10 +325,14 @@ class Labeling:
                     on_done(self.written + self.skipped + self.damaged)
             settle(0)
 
+    def ask(self, prepared: Tensor, size: tuple[int, int]) -> Any:
+        """What the network says of a prepared image: what :meth:`write` takes, here its logits."""
+        return self.model.logits_of(prepared, size=size)
+
     @torch.inference_mode()
-    def write(self, job: Job, image: Image, logits: Tensor) -> dict[str, Any]:
+    def write(self, job: Job, image: Image, answer: Any) -> dict[str, Any]:
         """Judge an image's logits, write its pictures, and return its line."""
-        prediction = self.model.judge(logits)
+        prediction = self.model.judge(answer)
         write_pictures(self.out, job.name, image, prediction, self.model.card, self.kinds)
         sure = int(prediction.reliable.sum())
         return self.line(job, (image.shape[0], image.shape[1]), sure)
@@ -346,17 +350,18 @@ class Labeling:
     def _large(self, loaded: Loaded) -> None:
         """Label a large image band by band."""
         if loaded.image is not None:
-            self._note(self._in_tiles(loaded.job, ArrayWindows(loaded.image)))
+            self.note(self.in_tiles(loaded.job, ArrayWindows(loaded.image)))
             return
         try:
             with tiff_windows(loaded.job.file) as windows:
-                row = self._in_tiles(loaded.job, windows)
+                row = self.in_tiles(loaded.job, windows)
         except FileError as error:
             self._damaged(loaded.job, error)
         else:
-            self._note(row)
+            self.note(row)
 
-    def _in_tiles(self, job: Job, image: Windows) -> dict[str, Any]:
+    def in_tiles(self, job: Job, image: Windows) -> dict[str, Any]:
+        """Label a large image band by band, and return its line."""
         sure = 0
         with rows_of_pictures(self.out, job.name, image, self.model.card, self.kinds) as add:
             for top, band in predict_bands(self.model, image, self.tiling):
@@ -364,7 +369,7 @@ class Labeling:
                 sure += int(band.reliable.sum())
         return self.line(job, image.size, sure)
 
-    def _note(self, row: dict[str, Any]) -> None:
+    def note(self, row: dict[str, Any]) -> None:
         """An image is whole."""
         if self.book is not None:
             self.book.add(row)

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from u2pl.data.class_tables import CITYSCAPES, VOC
 from u2pl.data.images import Color
-from u2pl.data.init.cityscapes import LABELS
-from u2pl.data.init.voc import CLASSES
 from u2pl.data.sources import default_colors
 from u2pl.engine.protocol import plain_name
 from u2pl.errors import UserError, nearest_name
@@ -83,8 +82,8 @@ SERVERS: dict[str, Server] = {
         file=re.compile(r"(\d{4}_\d{6})"),
         example="2008_000006",
         end=".png",
-        ids={name: label for label, name in enumerate(CLASSES)},
-        colors=default_colors(len(CLASSES)),
+        ids={name: label for label, name in enumerate(VOC)},
+        colors=default_colors(len(VOC)),
     ),
     # the scripts look for CITY_123456_123456*.png, with the ids of *_labelIds.png at full size
     "cityscapes": Server(
@@ -93,7 +92,7 @@ SERVERS: dict[str, Server] = {
         file=re.compile(r"(.+_\d{6}_\d{6})(?:_leftImg8bit)?"),
         example="berlin_000000_000019_leftImg8bit",
         end="_pred_labelIds.png",
-        ids={name: label for label, name, _ in LABELS},
+        ids={name: label for label, name, _ in CITYSCAPES},
         colors=None,
     ),
 }

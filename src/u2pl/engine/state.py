@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +14,7 @@ from u2pl.data.loaders import derive_seed
 from u2pl.engine.optimizer import build_optimizer
 from u2pl.engine.world import ALONE, World
 from u2pl.models import Segmenter
+from u2pl.teacher import make_teacher
 
 
 @dataclass
@@ -132,7 +132,6 @@ def initial_state(
     if config.train.channels_last:
         student = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     student = student.to(device)
-    teacher = copy.deepcopy(student).eval().requires_grad_(False)
     queues = NegativeQueues(
         queue_capacities(config, num_classes),
         config.model.feature_size,
@@ -143,7 +142,7 @@ def initial_state(
     )
     return TrainState(
         student=student,
-        teacher=teacher,
+        teacher=make_teacher(student),
         optimizer=build_optimizer(
             student, config.optimizer, scaled=config.train.precision == "16-mixed"
         ),

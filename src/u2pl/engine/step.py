@@ -22,8 +22,8 @@ from u2pl.engine.optimizer import learning_rate_factor, set_learning_rate
 from u2pl.engine.pairs import ContrastPairs, contrast_of_part, contrast_pairs, rows_of_batch
 from u2pl.engine.state import TrainState
 from u2pl.engine.targets import PseudoLabels, Stream, TeacherView, pseudo_label
-from u2pl.engine.teacher import follow, statistics_at_rest, teacher_decay
 from u2pl.models import upsample
+from u2pl.teacher import follow, statistics_at_rest, teacher_decay
 
 
 def training_step(

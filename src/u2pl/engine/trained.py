@@ -129,7 +129,7 @@ class SegmentationModel(nn.Module):
         return predict_logits(self.network, images, Protocol("whole"))
 
     def logits_of(self, prepared: Tensor, *, size: tuple[int, int]) -> Tensor:
-        """Logits [1, C, *size] of an image [3, h, w] that has the size the network is to see."""
+        """Logits [1, C, H, W] at ``size`` of an image [3, h, w] that the network sees as it is."""
         images = prepared.unsqueeze(0).to(self.network.mean.device)
         return resize_logits(self(images), size)
 

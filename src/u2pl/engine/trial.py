@@ -80,14 +80,14 @@ def try_steps(config: Config, dataset: Dataset, *, num_steps: int = 3) -> Trial:
         with_unlabeled=uses_unlabeled(config, dataset),
         labeled_strong=config.method.mixing == "classmix_labeled",
         num_strong=config.method.strong_views,
-        pin_memory=False,
+        device=fabric.device,
     )
     seconds = []
     with closing(batches):
         for _ in range(train.steps):
             started = time.perf_counter()
             batch = next(batches)
-            training_step(fabric, state, batch.to(fabric.device), config)
+            training_step(fabric, state, batch, config)
             if accelerator == "cuda":
                 torch.cuda.synchronize(fabric.device)
             seconds.append(time.perf_counter() - started)

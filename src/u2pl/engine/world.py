@@ -55,9 +55,16 @@ class World:
         return total
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """All processes' tensors of one shape, one below the other in the order of the ranks."""
+        """All processes' tensors of one shape, one below the other in the order of the ranks.
+
+        Bools travel eight to a byte.
+        """
         if self.size == 1:
             return tensor
+        if tensor.dtype == torch.bool:
+            packed = self.gather(pack_bits(tensor))
+            whole = unpack_bits(packed.view(self.size, -1), tensor.numel())
+            return whole.view(-1, *tensor.shape[1:])
         tensor = tensor.detach().contiguous()
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
         distributed.all_gather(parts, tensor)
@@ -106,6 +113,35 @@ ALONE = World()
 
 # for words between the processes, on the CPU, so that no GPU is waited for
 _talk_group: distributed.ProcessGroup | None = None
+
+
+def pack_bits(mask: Tensor) -> Tensor:
+    """Bools of any shape as bytes, eight to each, [ceil(n / 8)] uint8."""
+    flat = mask.flatten()
+    whole = nn.functional.pad(flat, (0, -len(flat) % 8)).view(-1, 8)
+    return (whole << _places(mask.device)).sum(dim=1, dtype=torch.uint8)
+
+
+def unpack_bits(packed: Tensor, count: int) -> Tensor:
+    """What :func:`pack_bits` was given, row by row.
+
+    Args:
+        packed: [R, ceil(count / 8)] uint8.
+        count: bools of a row.
+
+    Returns:
+        [R, count] bool.
+
+    >>> mask = torch.tensor([True, False, True])
+    >>> unpack_bits(pack_bits(mask).unsqueeze(0), 3)
+    tensor([[ True, False,  True]])
+    """
+    bits = packed.unsqueeze(-1) >> _places(packed.device) & 1
+    return bits.flatten(1)[:, :count].bool()
+
+
+def _places(device: torch.device) -> Tensor:
+    return torch.arange(8, dtype=torch.uint8, device=device)
 
 
 @contextmanager

@@ -33,6 +33,9 @@ _BOOKKEEPING = frozenset(
         "train.log_every",
         "train.watchdog_minutes",
         "data.num_workers",
+        "data.cache",
+        "data.cache_gigabytes",
+        "data.cache_folder",
         "weak.true_masks",
         "weak.seeds_from",
     }

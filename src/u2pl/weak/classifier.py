@@ -231,9 +231,9 @@ def train_classifier(
     if weights.is_file():
         return model.eval()
     model.train()
-    with closing(_batches(config, dataset, start_step=step)) as batches:
+    with closing(_batches(config, dataset, start_step=step, device=device)) as batches:
         for batch in batches:
-            loss = _update(model, optimizer, batch.to(device), config, step)
+            loss = _update(model, optimizer, batch, config, step)
             step += 1
             if step % config.train.log_every == 0 or step == total:
                 losses.append({"step": step, "loss": loss})
@@ -325,7 +325,7 @@ def _optimizer_settings(config: Config) -> OptimizerSettings:
 
 
 def _batches(
-    config: Config, dataset: Dataset, *, start_step: int
+    config: Config, dataset: Dataset, *, start_step: int, device: torch.device
 ) -> Generator[UnlabeledBatch, None, None]:
     settings = config.data.model_copy(
         update={"scale": config.weak.scale, "batch_unlabeled": config.weak.batch_size}
@@ -336,6 +336,7 @@ def _batches(
         seed=derive_seed(config.train.seed, NAME),
         start_step=start_step,
         stop_step=config.weak.steps,
+        device=device,
     )
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from u2pl.data.class_tables import VOC
 from u2pl.data.init import init_dataset
-from u2pl.data.init.voc import CLASSES
 from u2pl.data.sources import default_colors
 from u2pl.errors import UserError
 
@@ -41,7 +41,7 @@ def test_tree_is_read_by_its_lists_and_the_rest_is_unlabelled(tmp_path: Path) ->
     assert [s.name for s in data.labeled] == ["2007_000003", "2007_000001"]
     assert [s.name for s in data.val] == ["2007_000000"]
     assert sorted(s.name[-1] for s in data.unlabeled) == ["2", "4", "5", "6", "7"]
-    assert data.classes == CLASSES
+    assert data.classes == VOC
     assert data.colors == default_colors(21)
     assert np.unique(data.read_mask(data.val[0])).tolist() == [0, 5, 20, 255]
 

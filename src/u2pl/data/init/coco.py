@@ -42,8 +42,15 @@ _WORDS = {"train": "labeled", "val": "val", "valid": "val", "test": "test"}
 
 
 @dataclass(frozen=True)
-class _File:
-    """One JSON file: categories by id, images by id, and annotations by image."""
+class Instances:
+    """One JSON file.
+
+    Attributes:
+        path: the file.
+        categories: names by id.
+        images: relative path and (height, width) by id.
+        annotations: those that have a segmentation, by image.
+    """
 
     path: Path
     categories: dict[int, str]
@@ -73,7 +80,7 @@ def draft(request: Request) -> Draft:
     is_file = request.source.suffix.lower() == ".json"
     paths = [request.source] if is_file else _find(request.source)
     sections = _sections(paths)
-    files = {section: _read(path) for section, path in sections.items()}
+    files = {section: read_instances(path) for section, path in sections.items()}
     categories = files[next(iter(files))].categories
     for file in files.values():
         if file.categories != categories:
@@ -107,12 +114,13 @@ def _find(folder: Path) -> list[Path]:
     places = [folder, *(f for f in subfolders(folder) if f.name in ("annotations", *_WORDS))]
     found = []
     for path in (path for place in places for path in sorted(place.glob("*.json"))):
-        if path.is_file() and _looks_like_instances(path):
+        if path.is_file() and looks_like_instances(path):
             found.append(path)
     return found
 
 
-def _looks_like_instances(path: Path) -> bool:
+def looks_like_instances(path: Path) -> bool:
+    """Whether a JSON file has the words of COCO's instances; it is not parsed."""
     try:
         text = read_text(path)
     except (OSError, ValueError):
@@ -144,8 +152,12 @@ def _sections(paths: list[Path]) -> dict[str, Path]:
     return found
 
 
-def _read(path: Path) -> _File:
-    """Read a file and check the parts of it that are used."""
+def read_instances(path: Path) -> Instances:
+    """Read a file and check the parts of it that are used.
+
+    Raises:
+        UserError: where it is no file of COCO's instances, or a name stands there twice.
+    """
     tree = read_json(path)
     if not is_coco(tree):
         raise UserError(f"{path}: expected images, annotations and categories; export it as COCO.")
@@ -169,7 +181,7 @@ def _read(path: Path) -> _File:
     twice += [name for name, count in names.items() if count > 1]
     if twice:
         raise UserError(f"{path}: {shown(twice[0])} stands there twice; names must differ.")
-    return _File(path, categories, images, dict(annotations))
+    return Instances(path, categories, images, dict(annotations))
 
 
 def _size(row: dict[str, Any]) -> tuple[int, int]:
@@ -179,7 +191,7 @@ def _size(row: dict[str, Any]) -> tuple[int, int]:
     return height, width
 
 
-def _paint(request: Request, file: _File, canvas: Canvas, ids: dict[str, int]) -> Path:
+def _paint(request: Request, file: Instances, canvas: Canvas, ids: dict[str, int]) -> Path:
     """Paint the images of a file that have shapes; return the folder that holds them."""
     wanted = {key: image for key, image in file.images.items() if file.annotations.get(key)}
     if not wanted:
@@ -187,17 +199,32 @@ def _paint(request: Request, file: _File, canvas: Canvas, ids: dict[str, int]) -
     folder = _image_folder(request, file.path, [name for name, _ in wanted.values()])
     for key, (name, size) in wanted.items():
         check_size(folder / name, size, source=file.path.name)
-        rows = file.annotations[key]
-        shapes = [
-            (
-                ids[file.categories[int(row["category_id"])]],
-                decode(row["segmentation"], size, file.path),
-            )
-            for row in rows
-        ]
-        shapes.sort(key=lambda shape: -int(shape[1].sum()))  # small things lie before large ones
-        canvas.paint(name_of(name), size, shapes)
+        canvas.paint(name_of(name), size, shapes_of(file, key, ids))
     return folder
+
+
+def shapes_of(
+    file: Instances, key: int, ids: dict[str, int]
+) -> list[tuple[int, npt.NDArray[np.bool_]]]:
+    """Return the shapes of an image as class ids with masks [H, W], in the order to paint them.
+
+    Args:
+        file: the annotations.
+        key: the image's id in it.
+        ids: class id of each category's name.
+
+    Raises:
+        UserError: see :func:`decode`.
+    """
+    size = file.images[key][1]
+    shapes = [
+        (
+            ids[file.categories[int(row["category_id"])]],
+            decode(row["segmentation"], size, file.path),
+        )
+        for row in file.annotations[key]
+    ]
+    return sorted(shapes, key=lambda shape: -int(shape[1].sum()))  # small things lie before large
 
 
 def decode(segmentation: Any, size: tuple[int, int], path: Path) -> npt.NDArray[np.bool_]:
@@ -286,6 +313,36 @@ def _runs_of_text(text: str) -> list[int] | None:
     return runs if shift == 0 else None
 
 
+def runs_of(mask: npt.NDArray[np.bool_]) -> list[int]:
+    """Return the runs of a mask [H, W] down its columns, the first of zeros.
+
+    >>> runs_of(np.array([[0, 1], [0, 1]], bool)), runs_of(np.array([[1], [0]], bool))
+    ([2, 2], [0, 1, 1])
+    """
+    flat = mask.T.ravel()
+    ends = np.flatnonzero(np.diff(flat)) + 1
+    runs: list[int] = np.diff(np.concatenate([[0], ends, [flat.size]])).tolist()
+    return [0, *runs] if flat.size and flat[0] else runs
+
+
+def text_of_runs(runs: list[int]) -> str:
+    """Return runs as COCO's compressed counts; see :func:`_runs_of_text`.
+
+    >>> text_of_runs([40, 2200])
+    'X1hT2'
+    """
+    characters = []
+    for place, run in enumerate(runs):
+        value = run - (runs[place - 2] if place > 2 else 0)
+        while True:
+            code, value = value & 0x1F, value >> 5
+            is_last = value == (-1 if code & 0x10 else 0)
+            characters.append(chr(48 + (code if is_last else code | 0x20)))
+            if is_last:
+                break
+    return "".join(characters)
+
+
 def _faulty(path: Path, segmentation: Any) -> UserError:
     return UserError(
         f"{path}: expected polygons or RLE that fit their image, got {shown(segmentation)}; export "
@@ -319,7 +376,7 @@ def _image_places(root: Path, path: Path, stem: str) -> Iterator[Path]:
 
 
 def _add_unlabeled(
-    request: Request, result: Draft, files: dict[str, _File], folders: dict[str, Path]
+    request: Request, result: Draft, files: dict[str, Instances], folders: dict[str, Path]
 ) -> None:
     """Add the images without a shape: of the labelled ones' file, beside them, and of a folder."""
     names = ("unlabeled", "unlabelled", "unlabeled2017", "images/unlabeled")

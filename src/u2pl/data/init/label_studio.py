@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 import numpy.typing as npt
 
+from u2pl.data.init.brush import decode_brush
 from u2pl.data.init.draft import Draft, Request, list_images, name_of, read_json, some
 from u2pl.data.init.paint import (
     Canvas,
@@ -21,6 +22,7 @@ from u2pl.data.init.paint import (
     write_section,
 )
 from u2pl.data.init.pairs import unlabeled_section
+from u2pl.data.outlines import fill_polygon
 from u2pl.errors import UserError, shown
 from u2pl.plain_files import read_text
 
@@ -62,8 +64,8 @@ def draft(request: Request) -> Draft:
                 "use: u2pl data init FILE.json."
             )
         path = found[0]
-    tasks = _read(path)
-    shapes = {number: _shapes(path, task) for number, task in enumerate(tasks)}
+    tasks = read_tasks(path)
+    shapes = {number: shapes_of(path, task) for number, task in enumerate(tasks)}
     labels = sorted({shape["label"] for found in shapes.values() for shape in found})
     encoding, ids, fill = class_table(labels, request, source=path.name)
     result = Draft(NAME, encoding)
@@ -110,7 +112,12 @@ def _find(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.glob("*.json")) if starts_as_tasks(path)]
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def read_tasks(path: Path) -> list[dict[str, Any]]:
+    """Read the tasks of an export.
+
+    Raises:
+        UserError: where it is no such JSON.
+    """
     tree = read_json(path)
     if not is_label_studio(tree):
         raise UserError(
@@ -130,8 +137,12 @@ def _results(task: dict[str, Any]) -> list[dict[str, Any]]:
     return [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
 
 
-def _shapes(path: Path, task: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the brushes and polygons of a task: kind, label, size and value."""
+def shapes_of(path: Path, task: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the brushes and polygons of a task: kind, label, size and value.
+
+    Raises:
+        UserError: for one without a label or a size, or of a turned image.
+    """
     shapes = []
     for row in _results(task):
         kind, value = row.get("type"), row.get("value")
@@ -190,20 +201,30 @@ def _image_name(
     path: Path, task: dict[str, Any], there: dict[str, str | None], folder: Path
 ) -> str:
     """Return the image of a task: Label Studio knows a URL of it, with a prefix of its own."""
-    values = [*task["data"].values()] if isinstance(task["data"], dict) else []
-    urls = [value for value in values if isinstance(value, str)]
-    for url in urls:
-        split = urlsplit(url) if url.isprintable() and "[" not in url else urlsplit("")
-        place = parse_qs(split.query).get("d", [split.path])[0]
-        base = unquote(place).rpartition("/")[2]
-        for name in (base, _UPLOAD.sub("", base)):
-            found = there.get(name)
-            if found is not None:
-                return checked_name(path, found)
+    names = names_of(task)
+    for name in names:
+        found = there.get(name)
+        if found is not None:
+            return checked_name(path, found)
     raise UserError(
         f"{path}: expected the image of task {shown(task.get('id'))} in {folder}, got "
-        f"{shown(urls[:1])}; put it there, or name its folder by --images."
+        f"{shown(names[:1])}; put it there, or name its folder by --images."
     )
+
+
+def names_of(task: dict[str, Any]) -> list[str]:
+    """Return what a task's image may be called: file names, without and with their folders.
+
+    The whole path comes first; last comes the file's name without the prefix of an upload.
+    """
+    values = [*task["data"].values()] if isinstance(task["data"], dict) else []
+    names: list[str] = []
+    for url in (value for value in values if isinstance(value, str)):
+        split = urlsplit(url) if url.isprintable() and "[" not in url else urlsplit("")
+        place = unquote(parse_qs(split.query).get("d", [split.path])[0])
+        base = place.rpartition("/")[2]
+        names += [place.lstrip("/"), base, _UPLOAD.sub("", base)]
+    return [name for name in dict.fromkeys(names) if name]
 
 
 def _paint(
@@ -218,12 +239,19 @@ def _paint(
     painted = []
     for shape in shapes:
         check_size(image, shape["size"], source=path.name)
-        if shape["kind"] == "brushlabels":
-            mask = decode_brush(shape["value"].get("rle"), shape["size"], path)
-        else:
-            mask = _polygon(shape["value"].get("points"), shape["size"], path)
-        painted.append((ids[shape["label"]], mask))
+        painted.append((ids[shape["label"]], mask_of(shape, path)))
     canvas.paint(name_of(name), shapes[0]["size"], painted)
+
+
+def mask_of(shape: dict[str, Any], path: Path) -> npt.NDArray[np.bool_]:
+    """Return a shape of :func:`shapes_of` as a mask [H, W].
+
+    Raises:
+        UserError: where it cannot be painted; the message names ``path``.
+    """
+    if shape["kind"] == "brushlabels":
+        return decode_brush(shape["value"].get("rle"), shape["size"], path)
+    return _polygon(shape["value"].get("points"), shape["size"], path)
 
 
 def _polygon(points: Any, size: tuple[int, int], path: Path) -> npt.NDArray[np.bool_]:
@@ -239,89 +267,3 @@ def _polygon(points: Any, size: tuple[int, int], path: Path) -> npt.NDArray[np.b
             "export the project again."
         )
     return fill_polygon(np.array(corners), size)
-
-
-def fill_polygon(corners: npt.NDArray[np.float64], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Return the pixels [H, W] whose centres lie within a polygon, by the even-odd rule.
-
-    Args:
-        corners: [n, 2], x and y in pixels; (0, 0) is the upper left corner of the first pixel.
-        size: height and width.
-
-    >>> fill_polygon(np.array([[1, 0], [3, 0], [3, 1], [1, 1]]), (2, 4)).astype(int).tolist()
-    [[0, 1, 1, 0], [0, 0, 0, 0]]
-    """
-    height, width = size
-    flips = np.zeros((height, width + 1), np.int64)
-    for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-        low, high = sorted((math.ceil(y0 - 0.5), math.ceil(y1 - 0.5)))
-        rows = np.arange(max(low, 0), min(high, height))  # whose centres the edge crosses
-        if len(rows):
-            x = x0 + (rows + 0.5 - y0) * (x1 - x0) / (y1 - y0)
-            flips[rows, np.ceil(x - 0.5).clip(0, width).astype(np.int64)] += 1
-    inside: npt.NDArray[np.bool_] = flips.cumsum(axis=1)[:, :-1] % 2 == 1
-    return inside
-
-
-def decode_brush(rle: Any, size: tuple[int, int], path: Path) -> npt.NDArray[np.bool_]:
-    """Return a brush as a mask [H, W]: where its alpha is not 0.
-
-    The format is that of thi.ng's rle-pack: a head of 32 bits with the number of values, 5 with a
-    value's bits less 1, and four of 4 bits with sizes less 1. Then come groups: a bit that says
-    whether one value is repeated, two bits that choose a size, the count less 1 in so many bits,
-    and the value, or as many values. Values are RGBA, row by row.
-
-    Args:
-        rle: bytes as a list of numbers.
-        size: height and width.
-        path: the file, for messages.
-
-    Raises:
-        UserError: where it is no such list, or not of this size.
-    """
-    if not isinstance(rle, list):  # of a number, bytes() would make as many zeros
-        raise _faulty(path, rle)
-    try:
-        text = "".join(f"{byte:08b}" for byte in bytes(rle))
-        values = _unpack(text, 4 * size[0] * size[1])
-    except (TypeError, ValueError):  # int("") too, where the bits end early
-        raise _faulty(path, rle) from None
-    return values.reshape(*size, 4)[:, :, 3] > 0
-
-
-def _unpack(text: str, expected: int) -> npt.NDArray[np.uint8]:
-    """Return the values of a text of bits.
-
-    Raises:
-        ValueError: where the bits end early, or hold another number of values.
-    """
-    if int(text[:32], 2) != expected or int(text[32:37], 2) != 7:
-        raise ValueError("another number of values, or values that are no bytes")
-    sizes = [int(text[place : place + 4], 2) + 1 for place in range(37, 53, 4)]
-    values = np.zeros(expected, np.uint8)
-    place, done = 53, 0
-    while done < expected:
-        is_run = text[place : place + 1] == "1"
-        bits = sizes[int(text[place + 1 : place + 3], 2)]
-        end = done + 1 + int(text[place + 3 : place + 3 + bits], 2)
-        place += 3 + bits
-        if end > expected:
-            raise ValueError("more values than there are pixels")
-        if is_run:
-            values[done:end] = int(text[place : place + 8], 2)
-            place += 8
-        else:
-            stop = place + 8 * (end - done)
-            values[done:end] = [int(text[p : p + 8], 2) for p in range(place, stop, 8)]
-            place = stop
-        done = end
-    if place > len(text):
-        raise ValueError("the last value is cut")
-    return values
-
-
-def _faulty(path: Path, rle: Any) -> UserError:
-    return UserError(
-        f"{path}: expected a brush's RLE that fits its image, got {shown(rle)}; export the project "
-        "again."
-    )

@@ -54,13 +54,7 @@ class Canvas:
             size: height and width.
             shapes: class ids with boolean masks [H, W].
         """
-        mask = np.full(size, self.fill, np.uint16)
-        covered = np.zeros(size, np.bool_)
-        contested = np.zeros(size, np.bool_)
-        for class_id, shape in shapes:
-            contested |= shape & covered & (mask != class_id)
-            covered |= shape
-            mask[shape] = class_id
+        mask, covered, contested = painted(size, shapes, fill=self.fill)
         self.covered += int(covered.sum())
         self.contested += int(contested.sum())
         self.total += mask.size
@@ -82,6 +76,28 @@ class Canvas:
             share = 100 * self.contested / max(self.total, 1)
             said.append(f"{share:.2f} % are covered by shapes of more than one class.")
         return said
+
+
+def painted(
+    size: tuple[int, int], shapes: Iterable[tuple[int, npt.NDArray[np.bool_]]], *, fill: int
+) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Paint shapes over one another.
+
+    Args:
+        size: height and width.
+        shapes: class ids with masks [H, W]; later ones lie over earlier ones.
+        fill: the id of pixels that none covers.
+
+    Returns:
+        Class ids [H, W]; where any shape is; where shapes of different classes are.
+    """
+    mask = np.full(size, fill, np.uint16)
+    covered, contested = np.zeros(size, np.bool_), np.zeros(size, np.bool_)
+    for class_id, shape in shapes:
+        contested |= shape & covered & (mask != class_id)
+        covered |= shape
+        mask[shape] = class_id
+    return mask, covered, contested
 
 
 def class_table(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from u2pl.data.class_tables import VOC
 from u2pl.data.init.draft import Draft, Request, list_images, name_of, some
 from u2pl.data.init.masks import MaskFacts, conclude, examine
 from u2pl.data.init.names import Names, find_names
@@ -16,13 +17,6 @@ from u2pl.errors import UserError
 from u2pl.plain_files import read_text
 
 NAME = "voc"
-
-CLASSES = (
-    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
-    "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
-    "train", "tvmonitor",
-)  # fmt: skip
-"""Of PASCAL VOC 2012, in the order of their ids."""
 
 MASKS = "SegmentationClass"
 LISTS = "ImageSets/Segmentation"
@@ -78,13 +72,13 @@ def draft(request: Request) -> Draft:
 
 def _known_classes(facts: MaskFacts) -> tuple[Names | None, list[str]]:
     """Return VOC's own classes where the masks cannot be of another data set with fewer."""
-    if facts.in_color or not {len(CLASSES) - 1} <= {*facts.values} <= {*range(len(CLASSES)), 255}:
+    if facts.in_color or not {len(VOC) - 1} <= {*facts.values} <= {*range(len(VOC)), 255}:
         return None, []
     said = [
-        f"Classes: PASCAL VOC's {len(CLASSES)}, since the ids go to {len(CLASSES) - 1} and nothing "
+        f"Classes: PASCAL VOC's {len(VOC)}, since the ids go to {len(VOC) - 1} and nothing "
         "here names others."
     ]
-    return Names("PASCAL VOC", CLASSES, tuple(range(len(CLASSES)))), said
+    return Names("PASCAL VOC", VOC, tuple(range(len(VOC)))), said
 
 
 def _lists(folder: Path) -> dict[str, tuple[Path, list[str]]]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from u2pl.engine.teacher import follow, teacher_decay
+from u2pl.teacher import follow, make_teacher, teacher_decay
 
 
 def network(seed: int) -> nn.Module:
@@ -69,3 +69,15 @@ def test_student_is_left_alone_and_gets_no_gradient() -> None:
     follow(teacher, student, decay=0.3)
     assert all(torch.equal(t, before[k]) for k, t in student.state_dict().items())
     assert all(p.grad_fn is None for p in [*teacher.parameters(), *student.parameters()])
+
+
+def test_new_teacher_is_the_student_and_shares_nothing_with_it() -> None:
+    student = network(0)
+    teacher = make_teacher(student)
+    assert student.training
+    assert not any(module.training for module in teacher.modules())
+    for name, tensor in teacher.state_dict().items():
+        assert torch.equal(tensor, student.state_dict()[name])
+        assert tensor.data_ptr() != student.state_dict()[name].data_ptr()
+    assert all(parameter.requires_grad for parameter in student.parameters())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())

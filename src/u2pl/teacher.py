@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def make_teacher(student: Network) -> Network:
+    """Make a copy of a student that only :func:`follow` moves.
+
+    A copy and not another name: the authors' code lets both be one network at first.
+
+    Args:
+        student: left as it is, on its device.
+
+    Returns:
+        A network of the same class and weights, in evaluation mode, without gradients. Keep it
+        there: a loop that calls ``train()`` on a module that holds the teacher must call
+        ``eval()`` on the teacher afterwards.
+
+    >>> teacher = make_teacher(nn.Linear(2, 3))
+    >>> teacher.training, teacher.weight.requires_grad
+    (False, False)
+    """
+    return copy.deepcopy(student).eval().requires_grad_(False)
 
 
 def teacher_decay(step: int, *, maximum: float = 0.99) -> float:
