@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from u2pl.data.init.voc import CLASSES
+from u2pl.data import class_tables
 from u2pl.engine.servers import SERVERS, place_of, refuse_unfit, server_named, server_of
 from u2pl.errors import UserError
 
@@ -27,7 +27,7 @@ def test_result_for_cityscapes_is_found_by_its_scripts(name: str) -> None:
 def test_ids_are_the_servers_and_found_by_name() -> None:
     assert CITYSCAPES.table(["bicycle", "Traffic Light", "road"]).tolist() == [33, 19, 7]
     assert VOC.table(["tv/monitor", "background", "potted plant"]).tolist() == [20, 0, 16]
-    assert VOC.table(CLASSES).tolist() == list(range(21))
+    assert VOC.table(class_tables.VOC).tolist() == list(range(21))
     assert len(CITYSCAPES.ids) == 19
 
 
@@ -45,7 +45,7 @@ def test_image_that_a_server_does_not_know_is_told(server: str, name: str) -> No
 def test_two_results_of_one_name_are_refused() -> None:
     names = [Path(f"{folder}/2008_000006.png") for folder in "ab"]
     with pytest.raises(UserError, match=re.escape("a/2008_000006.png and b/2008_000006.png")):
-        refuse_unfit(VOC, names, CLASSES)
+        refuse_unfit(VOC, names, class_tables.VOC)
 
 
 def test_unknown_server_gets_the_list() -> None:

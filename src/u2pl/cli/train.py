@@ -168,7 +168,7 @@ def scores_table(results: list[dict[str, Any]], split: str) -> Table:
     table = Table(title=as_it_is(title))
     table.add_column("class")
     for result in results:
-        several = f"{result['weights']} {result['checkpoint']}, step {result['step']}"
+        several = f"{result['weights']} {result['checkpoint']}\nstep {result['step']}"
         table.add_column("IoU %" if len(results) == 1 else several, justify="right")
     for name in first["iou"]:
         table.add_row(as_it_is(name), *(percent(result["iou"][name]) for result in results))
