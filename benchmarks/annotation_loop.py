@@ -187,7 +187,7 @@ def print_table(out: Path) -> None:
         for base in (FIRST, "random"):
             common = sorted({*rows} & {*cells.get(base, {})})
             gains = [rows[seed]["test"] - cells[base][seed]["test"] for seed in common]
-            texts.append(spread(gains) if gains and base != name else "–")
+            texts.append(spread(gains) if gains and name not in (FIRST, base) else "–")
         print("| " + " | ".join(texts) + " |")
     shares = [json.loads(path.read_text()) for path in sorted(out.glob("seed-*/handed-out.json"))]
     for what, text in (("labeled", "of the pixels labelled"), ("right", "of those right")):

@@ -147,18 +147,16 @@ def merge_corrections(
         if not found.fresh:
             _refuse_nothing(dataset, source, result)
             return result
-        told = ", ".join(
-            f"{len(found.names[what])} {what}" for what in _KEPT if what in found.names
-        )
-        new = write_version(
-            dataset,
-            out,
-            {image: NewMask(file, found.shares[image]) for image, file in found.fresh.items()},
-            origin=source.name,
-            format=corrections.format,
-            told=told,
-        )
+        new = _write(dataset, out, found, source, corrections.format)
     return replace(result, path=out, num_labeled=len(new.labeled), num_unlabeled=len(new.unlabeled))
+
+
+def _write(dataset: Dataset, out: Path, found: _Sorted, source: Path, format: str) -> Dataset:
+    """Write the next version with the masks that are to be kept."""
+    counts = [f"{len(found.names[what])} {what}" for what in _KEPT if what in found.names]
+    masks = {image: NewMask(file, found.shares[image]) for image, file in found.fresh.items()}
+    told = ", ".join(counts)
+    return write_version(dataset, out, masks, origin=source.name, format=format, told=told)
 
 
 def _matched(

@@ -120,21 +120,16 @@ def label_images(
     places = rank(_pool(labeling, done), class_iou(run, model.classes))
     chosen = places if options.top is None else places[: options.top]
     entries = [_entry(labeling, done[place.index], out) for place in chosen]
-    wishes = _wishes(model, options)
-    files = write_format(options.format, out, entries, wishes)
+    files = write_format(options.format, out, entries, _wishes(model, options))
     names = [job.source for job in done]
     table = write_ranking(out / "ranking.csv", places, names, model.classes)
     shown = places[: options.top or SHOWN]
     page = out / "ranking.html"
     write_ranking_page(page, model, [(place, done[place.index], out) for place in shown], names)
-    return {
-        "images": labeling.written,
-        "skipped": labeling.skipped,
-        "damaged": labeling.damaged,
+    return _counts(labeling) | {
         "left_out": num_left_out,
         "total": len(jobs),
         "handed_out": len(entries),
-        "reliable_share": labeling.sure / max(labeling.pixels, 1),
         "max_entropy": model.card.reliable_entropy,
         "format": options.format,
         "files": [str(file) for file in files],
@@ -142,6 +137,15 @@ def label_images(
         "page": str(page),
         "top": [names[place.index] for place in shown],
         "out": str(out),
+    }
+
+
+def _counts(labeling: PseudoLabeling) -> dict[str, Any]:
+    return {
+        "images": labeling.written,
+        "skipped": labeling.skipped,
+        "damaged": labeling.damaged,
+        "reliable_share": labeling.sure / max(labeling.pixels, 1),
     }
 
 
