@@ -53,7 +53,7 @@ def outlines(
         min_area: parts and holes of fewer pixels are left out.
 
     >>> [corners.tolist() for corners in outlines(np.array([[0, 0, 0], [0, 1, 0]], bool))]
-    [[[2.0, 1.5], [1.5, 2.0], [1.0, 1.5], [1.5, 1.0]]]
+    [[[1.0, 1.5], [1.5, 1.0], [2.0, 1.5], [1.5, 2.0]]]
     """
     from contourpy import FillType, contour_generator
 

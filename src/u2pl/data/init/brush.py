@@ -24,7 +24,7 @@ def encode_brush(mask: npt.NDArray[np.bool_]) -> list[int]:
     """Return a mask [H, W] as the bytes of a brush.
 
     >>> encode_brush(np.array([[True, False]]))
-    [0, 0, 0, 8, 57, 27, 250, 63, 252, 112, 0]
+    [0, 0, 0, 8, 57, 27, 252, 127, 241, 128, 0]
     """
     flat = np.asarray(mask, np.bool_).ravel()
     edges = np.flatnonzero(np.diff(flat)) + 1

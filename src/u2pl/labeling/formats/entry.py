@@ -79,7 +79,7 @@ def distinct_colors(colors: Sequence[Color], *, taken: Sequence[Color] = (BLACK,
     """Return a colour a class, as given where that is free, and all different.
 
     >>> distinct_colors([(0, 0, 0), (9, 9, 9)])
-    [(229, 46, 46), (9, 9, 9)]
+    [(229, 45, 45), (9, 9, 9)]
     """
     used = {*taken, *(color for color in colors if color not in taken)}
     seen: set[Color] = {*taken}
