@@ -270,7 +270,9 @@ class _Builder:
         if "train.seed" in given:
             raise UserError("'train.seed' is set by 'seeds'; take it out.", exit_code=2)
         setting = self.row.setting or self.sweep.setting
-        return make_config(self.recipe, setting=setting, seed=seed, overrides=given)
+        return make_config(
+            self.recipe, setting=setting, method=self.row.method, seed=seed, overrides=given
+        )
 
     def cell(self, share: str | None, seed: int, dataset: Dataset, data: dict[str, str]) -> Cell:
         """One of the row.

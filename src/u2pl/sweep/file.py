@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from u2pl.engine.protocol import protocol_settings
 from u2pl.errors import UserError, is_clean, nearest_name, shown
 from u2pl.plain_files import read_yaml
 
@@ -73,6 +74,8 @@ class Row(Part):
     """A recipe's name, or a YAML file; None takes that of the sweep."""
     setting: str | None = None
     """See :func:`u2pl.api.make_config`."""
+    method: str | None = None
+    """A named method; ``set`` and ``common`` win over it."""
     set: Overrides = {}
     """Settings by dotted key."""
     take: dict[str, str] = {}
@@ -96,10 +99,20 @@ class Scoring(Part):
     split: tuple[Literal["val", "test"], ...] = Field(("val",), min_length=1)
     weights: tuple[Literal["ema", "student"], ...] = Field(("ema",), min_length=1)
     checkpoint: Literal["last", "best"] = "last"
-    protocol: Literal["whole", "slide"] | None = None
-    """None takes the run's own."""
+    protocol: str | None = None
+    """A name as ``evaluate`` takes it; None takes the run's own."""
 
     _lists = field_validator("split", "weights", mode="before")(_as_list)
+
+    @field_validator("protocol")
+    @classmethod
+    def _is_protocol(cls, name: str | None) -> str | None:
+        if name is not None:
+            try:
+                protocol_settings(name)
+            except UserError as error:
+                raise ValueError(str(error)) from None
+        return name
 
     @property
     def columns(self) -> list[tuple[str, str]]:
