@@ -201,10 +201,12 @@ def cutmix(
         generator: source of randomness.
         share: of a larger batch; None is a batch of its own.
 
-    >>> images = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 8, 8)  # black, white
+    >>> images = torch.arange(2.0).view(2, 1, 1, 1).expand(2, 3, 8, 8)  # one black, one white
     >>> mix = cutmix(2, (8, 8), device=images.device)
-    >>> mix.apply(images).mean(dim=(1, 2, 3)).sum()  # what one has lost the other has
-    tensor(1.)
+    >>> mix.partner
+    tensor([1, 0])
+    >>> torch.equal(mix.apply(images)[0, 0] == 1, mix.mask[0])  # white where the box was pasted
+    True
     """
     mask = random_boxes(batch_size, size, device=device, generator=generator, share=share)
     mixed = _mixed(batch_size, probability, device, generator, share)
