@@ -38,6 +38,7 @@ PUBLIC = (
     "u2pl.contrast",
     "u2pl.losses",
     "u2pl.mixing",
+    "u2pl.perturbation",
     "u2pl.teacher",
     "u2pl.models",
     "u2pl.config",

@@ -29,7 +29,7 @@ class Choice(NamedTuple):
     """Which network is to answer.
 
     Attributes:
-        run: a name out of :attr:`Desk.runs`.
+        run: a name out of the desk's ``runs``.
         weights: ``ema`` (the teacher) or ``student``.
         checkpoint: ``last`` or ``best``.
     """
@@ -133,7 +133,7 @@ class Desk:
         """The folder of a run.
 
         Raises:
-            UserError: for a name that is none of :attr:`runs`, as a stranger's request may have.
+            UserError: for a name that is none of ``runs``, as a stranger's request may have.
         """
         if run not in self.runs:
             raise UserError(f"There is no run '{run}' here; choose one from the list.")
