@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -91,10 +92,16 @@ def test_workplace_is_gone_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_ends_the_page_alone(number: signal.Signals) -> None:
+    # a shell that starts the tests in the background has SIGINT ignored
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.getsignal(signal.SIGTERM)
-    with ended_by_signals():
-        os.kill(os.getpid(), number)
-        signal.pause()
+    try:
+        with ended_by_signals():
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+            pytest.fail("the signal ended nothing")
+    finally:
+        signal.signal(signal.SIGINT, ignored)
     assert signal.getsignal(signal.SIGTERM) is before
 
 
