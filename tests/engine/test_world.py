@@ -50,14 +50,22 @@ def test_two_processes_train_as_one(alone: Path, together: tuple[Path, list[Any]
     """One batch, one threshold, one set of anchors and keys, whoever holds the images."""
     rows = [read_metrics(RunFolder(path).metrics) for path in (alone, together[0])]
     assert len(rows[0]) == len(rows[1]) == 9
+    ties = 0
     for ours, theirs in zip(*rows, strict=True):
         assert ours["step"] == theirs["step"]
+        tied = other_pixels(ours, theirs) > 0
+        ties += tied
         for name in ("loss", "loss_s", "loss_u", "loss_c", "entropy_threshold"):
             if name in ours:
-                assert theirs[name] == pytest.approx(ours[name], rel=1e-5), name
+                decided = tied and name in ("loss", "loss_u")
+                expected = pytest.approx(ours[name], rel=1e-3 if decided else 1e-5)
+                assert theirs[name] == expected, name
         for name in ("negatives_offered", "active_classes", "queue_fill", "unsupervised_weight"):
             if name in ours:
-                assert theirs[name] == pytest.approx(ours[name], rel=1e-6), name
+                decided = tied and name == "unsupervised_weight"
+                expected = pytest.approx(ours[name], rel=1e-3 if decided else 1e-6)
+                assert theirs[name] == expected, name
+    assert ties <= 2
     assert rows[0][-2]["loss_c"] > 0
     for name in ("ema", "student"):
         scores = [json.loads((p / "eval/val.json").read_text())[name] for p in (alone, together[0])]
@@ -65,6 +73,19 @@ def test_two_processes_train_as_one(alone: Path, together: tuple[Path, list[Any]
         total = [sum(map(sum, score["confusion"])) for score in scores]
         assert total == [5 * 40 * 40] * 2  # each pixel once
         assert scores[1]["miou"] == pytest.approx(scores[0]["miou"], abs=0.2)
+
+
+def other_pixels(ours: dict[str, Any], theirs: dict[str, Any]) -> int:
+    """Pixels that are reliable in one run alone: at most one, whose entropy is the threshold.
+
+    A net this young gives 4 096 pixels entropies between 1.0901 and 1.0904, which float32 tells
+    apart by 1e-7: several are equal but for rounding, and then rounding decides about one.
+    """
+    if "reliable_share" not in ours:
+        return 0
+    pixels = 4 * 32 * 32 * abs(ours["reliable_share"] - theirs["reliable_share"])
+    assert pixels < 1.5
+    return round(pixels)
 
 
 def test_queues_and_prototypes_are_those_of_one_process(

@@ -73,7 +73,8 @@ def test_recipe_takes_a_supervised_and_a_semi_supervised_step(name: str, dataset
         stop_step=2,
         with_unlabeled=uses_unlabeled(config, dataset),
         labeled_strong=config.method.mixing == "classmix_labeled",
-        pin_memory=False,
+        num_strong=config.method.strong_views,
+        device=fabric.device,
     )
     for batch in batches:
         metrics = training_step(fabric, state, batch, config)

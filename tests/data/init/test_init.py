@@ -121,7 +121,7 @@ def test_without_val_nothing_is_guessed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("num_val", "val"), [(0, "1/1"), (0, "99"), (3, "1/5")])
 def test_val_that_cannot_be_held_out_is_refused(tmp_path: Path, num_val: int, val: str) -> None:
     folder = user_folder(tmp_path, num_val=num_val)
-    with pytest.raises(UserError, match=r"--val|--labeled"):
+    with pytest.raises(UserError, match=r"--val|--labeled|ask for fewer"):
         init_dataset(folder, val=val)
     assert not (folder / "dataset.yaml").exists()
     assert not (folder / "dataset-files").exists()
