@@ -166,28 +166,14 @@ def pseudo_label(
         donors = from_labels(batch.labeled, view_l, own, state.ignore_index)
     views = mixed_views(own, donors, unlabeled, state, config, generator)
     first = views[0]
-    threshold = of_method(partition.entropy_threshold, config)(
-        first.entropy,
-        first.judged,
-        # a number would be compiled in, and this one changes with each step
-        unreliable_fraction=torch.full((), alpha, dtype=torch.float64, device=first.entropy.device),
-        total=state.world.sum if state.world.size > 1 else None,
-    )
+    threshold = threshold_of(first, alpha, state, config)
     if config.method.feature_dropout == "stream":
         views.append(replace(own.without_contrast(), images=unlabeled.weak))
     labels = [labels_of(pixels, threshold, state.ignore_index, config) for pixels in views]
     kept = torch.stack([(each != state.ignore_index).sum() for each in labels])
     valid = torch.stack([pixels.valid.sum() for pixels in views])
     num_valid, num_kept = state.world.sum(torch.stack([valid, kept]))
-    weights = losses.unsupervised_weight(
-        num_valid,
-        num_kept,
-        eta=config.method.unsupervised_weight
-        * losses.ramp_up(
-            state.step - config.train.supervised_steps, config.method.unsupervised_ramp_steps
-        ),
-        scaling=config.method.unsupervised_scaling,
-    )
+    weights = weights_of_streams(num_valid, num_kept, state, config)
     shares = stream_shares(config)
     pixel_weights = weights_of_pixels(views, own.confidence, unlabeled.valid, state, config)
     factors = channel_factors(len(own.images), state, config, generator)
@@ -215,6 +201,32 @@ def pseudo_label(
         threshold=threshold,
         unreliable=on_grid(unreliable, grid),
         undecided=on_grid(undecided(first, unreliable, config), grid),
+    )
+
+
+def threshold_of(pixels: MixedPixels, alpha: float, state: TrainState, config: Config) -> Tensor:
+    """γ_t of Eq. 6 over the whole batch's pixels that the teacher has judged, a scalar."""
+    threshold: Tensor = of_method(partition.entropy_threshold, config)(
+        pixels.entropy,
+        pixels.judged,
+        # a number would be compiled in, and this one changes with each step
+        unreliable_fraction=torch.full(
+            (), alpha, dtype=torch.float64, device=pixels.entropy.device
+        ),
+        total=state.world.sum if state.world.size > 1 else None,
+    )
+    return threshold
+
+
+def weights_of_streams(
+    num_valid: Tensor, num_kept: Tensor, state: TrainState, config: Config
+) -> Tensor:
+    """λ_u of each stream (Eq. 8), from its counts over the whole batch."""
+    method = config.method
+    semi_step = state.step - config.train.supervised_steps
+    eta = method.unsupervised_weight * losses.ramp_up(semi_step, method.unsupervised_ramp_steps)
+    return losses.unsupervised_weight(
+        num_valid, num_kept, eta=eta, scaling=method.unsupervised_scaling
     )
 
 
