@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from u2pl.errors import UserError, is_clean, nearest_name, shown
+from u2pl.errors import UserError, import_extra, is_clean, nearest_name, shown
 
 
 def test_user_error_prints_its_message_alone() -> None:
@@ -62,3 +62,9 @@ def test_clean_names_have_no_control_characters() -> None:
     assert is_clean("Straße 1 猫 a\u00a0b [x]")
     for name in ("a\nb", "\x1b", "\x9b", "\0", "\u2028", "\x85", "\udcff"):
         assert not is_clean(name)
+
+
+def test_module_of_an_extra_is_imported_or_its_absence_told() -> None:
+    assert import_extra("json", "never said").dumps([1]) == "[1]"
+    with pytest.raises(UserError, match="do pip install it"):
+        import_extra("u2pl_has_no_such_module", "Not installed; do pip install it.")

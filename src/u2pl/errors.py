@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import reprlib
 import unicodedata
 from collections.abc import Iterable
@@ -28,6 +29,22 @@ class UserError(Exception):
             message = f"{message[: _LONGEST // 2]} … {message[-_LONGEST // 2 :]}"
         super().__init__(printable(message))
         self.exit_code = exit_code
+
+
+def import_extra(name: str, missing: str) -> Any:
+    """Import a module of an extra.
+
+    Args:
+        name: of the module.
+        missing: what to say where it is not installed, and how to mend that.
+
+    Raises:
+        UserError: where it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise UserError(missing) from None
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib
 import ipaddress
 import logging
 import os
@@ -20,7 +19,7 @@ from typing import Any
 from u2pl.app.desk import Desk
 from u2pl.app.page import STYLE, Page
 from u2pl.app.uploads import MOST_PIXELS
-from u2pl.errors import UserError
+from u2pl.errors import UserError, import_extra
 
 FIRST_PORT, LAST_PORT = 7860, 7959
 """Where no port is named, the first free one of these is taken."""
@@ -79,12 +78,9 @@ def imported(name: str) -> Any:
     Raises:
         UserError: where it is not installed.
     """
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise UserError(
-            "The page needs Gradio, which is not installed; do pip install 'u2pl[app]'."
-        ) from None
+    return import_extra(
+        name, "The page needs Gradio, which is not installed; do pip install 'u2pl[app]'."
+    )
 
 
 @contextlib.contextmanager

@@ -27,6 +27,10 @@ from u2pl.errors import UserError, printable
 
 console = Console()
 
+MethodOption = Annotated[
+    str | None,
+    typer.Option(help="cutmix, unimatch, u2pl, …: settings to compare with.  [default: none]"),
+]
 JsonOption = Annotated[
     Path | None, typer.Option("--json", help="Write the result to this file.", dir_okay=False)
 ]

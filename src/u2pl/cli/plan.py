@@ -12,7 +12,7 @@ from rich.table import Table
 
 from u2pl import api
 from u2pl import plan as plans
-from u2pl.cli.console import JsonOption, as_it_is, console, say, write_result
+from u2pl.cli.console import JsonOption, MethodOption, as_it_is, console, say, write_result
 from u2pl.config import parse_assignments
 from u2pl.contrast import rank_bounds
 from u2pl.data.sources import load_dataset
@@ -32,10 +32,7 @@ def plan(
     setting: Annotated[
         str | None, typer.Option(help="semi, adapt or supervised.  [default: the recipe's]")
     ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(help="cutmix, unimatch, u2pl, …: settings to compare with.  [default: none]"),
-    ] = None,
+    method: MethodOption = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of every random draw.")] = None,
     measure: Annotated[
         bool, typer.Option(help="Make a few steps to measure time and memory.")

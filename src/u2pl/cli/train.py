@@ -15,6 +15,7 @@ from rich.table import Table
 from u2pl import api
 from u2pl.cli.console import (
     JsonOption,
+    MethodOption,
     TrainingDisplay,
     as_it_is,
     console,
@@ -41,10 +42,7 @@ def train(
         str | None,
         typer.Option(help="semi, adapt, weak or supervised.  [default: the recipe's]"),
     ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(help="cutmix, unimatch, u2pl, …: settings to compare with.  [default: none]"),
-    ] = None,
+    method: MethodOption = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of every random draw.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint.")

@@ -18,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 from u2pl.data.images import refuse_way_out
 from u2pl.engine.checkpoint import write_atomically
 from u2pl.engine.trained import SegmentationModel
-from u2pl.errors import UserError
+from u2pl.errors import UserError, import_extra
 from u2pl.exporting.graph import INPUT, OUTPUTS, ExportGraph
 from u2pl.models.encoders import quiet_libraries
 
@@ -210,11 +210,6 @@ def require(name: str) -> Any:
     Raises:
         UserError: where it is not installed.
     """
-    import importlib
-
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise UserError(
-            f"The package {name} is not installed; do pip install 'u2pl[export]'."
-        ) from None
+    return import_extra(
+        name, f"The package {name} is not installed; do pip install 'u2pl[export]'."
+    )
