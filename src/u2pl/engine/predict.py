@@ -48,7 +48,7 @@ __all__ = [
     "read_card",
 ]
 
-_AHEAD = 4  # images that wait for the network, and at most as many for their files
+_AHEAD = 4  # images that wait for the network
 _MOST_PIXELS = 2**25  # of the images that wait: 100 MB of RGB; one image may be larger
 
 T = TypeVar("T")
@@ -242,7 +242,7 @@ class Labeling:
         if self.skipped:
             on_image(self.skipped, len(jobs))
         tasks = ((pixels_of(job.file), lambda job=job: self.load(job)) for job in left)
-        with file_threads(2) as readers:
+        with file_threads(2 if default_writers() < 4 else 4) as readers:
             reading = ahead(readers, tasks)
             self.label(zip(left, reading, strict=True), lambda done: on_image(done, len(jobs)))
 
@@ -296,7 +296,8 @@ class Labeling:
     ) -> None:
         """Label what is read, until there is nothing more; see :class:`Labeling`."""
         # PNG writing leaves the interpreter's lock: it runs beside the forward pass
-        with file_threads(2) as writers, torch.inference_mode():
+        num_writers = default_writers()
+        with file_threads(num_writers) as writers, torch.inference_mode():
             writing: deque[tuple[int, Future[dict[str, Any]]]] = deque()
 
             def settle(most_files: int, most_pixels: int = _MOST_PIXELS) -> None:
@@ -318,7 +319,7 @@ class Labeling:
                     answer = self.ask(loaded.prepared, size)
                     task = writers.submit(self.write, loaded.job, loaded.image, answer)
                     writing.append((size[0] * size[1], task))
-                    settle(_AHEAD)
+                    settle(2 * num_writers)
                 else:
                     settle(0)
                     self._large(loaded)
@@ -388,6 +389,12 @@ class Labeling:
         self.damaged += 1
         if self.book is not None:
             self.book.add({"source": job.source, "error": str(error)})
+
+
+def default_writers() -> int:
+    """Return how many threads write results: a GPU labels an image faster than two write it."""
+    cores = os.cpu_count() or 1
+    return min(8, max(2, cores - 2))
 
 
 @contextlib.contextmanager

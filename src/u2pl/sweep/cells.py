@@ -31,6 +31,7 @@ _BOOKKEEPING = frozenset(
         "train.keep_checkpoints",
         "train.log_every",
         "train.watchdog_minutes",
+        "data.cache",
         "data.num_workers",
         "weak.true_masks",
     }
