@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -728,3 +729,13 @@ def test_run_whose_val_masks_are_all_ignore_has_no_best_teacher(
     line = ["train", path, *RECIPE, "--out", tmp_path / "run", *QUICK, "train.steps=1"]
     assert u2pl(*line) == 0
     assert "no val pixel is known, so none is the best" in capsys.readouterr().out
+
+
+def test_module_is_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["u2pl", "--help"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("u2pl", run_name="__main__")
+    assert not caught.value.code
+    assert "Label-efficient semantic segmentation" in capsys.readouterr().out

@@ -12,6 +12,7 @@ from u2pl.contrast import (
     by_pixel,
     sample_with_replacement,
     sample_without_replacement,
+    sampling,
 )
 
 Sample = Callable[..., tuple[Tensor, Tensor]]
@@ -126,3 +127,26 @@ def test_index_into_a_class_finds_the_feature_of_the_same_pixel(case: Case) -> N
     for class_id in filled.nonzero().flatten().tolist():
         for image, row, column in found[class_id].tolist():
             assert mask[image, class_id, row, column]
+
+
+@on_random_cases
+def test_a_gpu_counts_all_rows_at_once_and_finds_the_same(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask = flat_mask(case)
+    by_row = [
+        sample(mask, number, generator=case.generator())
+        for sample in (sample_with_replacement, sample_without_replacement)
+        for number in (1, 50)
+    ]
+    counted = sampling._counted
+    monkeypatch.setattr(sampling, "_counted", lambda mask: counted(mask, at_once=True))
+    at_once = [
+        sample(mask, number, generator=case.generator())
+        for sample in (sample_with_replacement, sample_without_replacement)
+        for number in (1, 50)
+    ]
+    assert counted(mask, at_once=True)[0].ndim == 1
+    for expected, found in zip(by_row, at_once, strict=True):
+        assert torch.equal(found[0], expected[0])
+        assert torch.equal(found[1], expected[1])

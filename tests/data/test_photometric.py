@@ -24,6 +24,8 @@ from u2pl.data.photometric import (
 # isort: split
 from torchvision.transforms.v2 import functional as vision
 
+from waiting import waiting_is_an_error
+
 OFF: dict[str, float] = {
     "jitter": 0.0,
     "jitter_probability": 0.0,
@@ -223,9 +225,6 @@ def test_gpu_makes_the_same_views_without_waiting() -> None:
     images, draws = _images(16), _draws(16)
     on_gpu = images.cuda()
     photometric(on_gpu, draws, **ON)  # kernels are loaded
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waiting_is_an_error():
         views = photometric(on_gpu, draws, **ON)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(views.cpu(), photometric(images, draws, **ON), atol=2e-5, rtol=0)

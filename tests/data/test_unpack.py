@@ -6,6 +6,7 @@ import torch
 from u2pl.config import DataSettings
 from u2pl.data.photometric import draw_colors
 from u2pl.data.unpack import label_dtype, unpack
+from waiting import waiting_is_an_error
 
 CPU = torch.device("cpu")
 
@@ -54,9 +55,6 @@ def test_gpu_gets_its_batch_without_waiting() -> None:
     item = {name: tensor.pin_memory() for name, tensor in _item(with_unlabeled=True).items()}
     device = torch.device("cuda")
     unpack(item, DataSettings(), device)  # kernels are loaded
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waiting_is_an_error():
         batch = unpack(item, DataSettings(), device)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert batch.labeled.images.is_cuda

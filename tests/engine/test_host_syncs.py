@@ -13,6 +13,7 @@ from u2pl.bench.host_syncs import HostSyncs
 from u2pl.engine.guard import FirstFailure
 from u2pl.engine.state import initial_state
 from u2pl.engine.step import training_step
+from waiting import waiting_is_an_error
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -80,10 +81,6 @@ def test_gpu_finds_no_synchronisation_in_a_step(name: str) -> None:
     failure = FirstFailure(fabric.device)
     batches = [tiny_batch(seed=seed).to(fabric.device) for seed in range(3)]
     training_step(fabric, state, batches[0], config)  # kernels are loaded and tuned
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waiting_is_an_error():
         for batch in batches[1:]:
             failure.look(state.step, training_step(fabric, state, batch, config))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

@@ -460,3 +460,19 @@ def test_checkpoint_with_a_part_of_another_kind_is_told(
 def test_way_to_go_on_can_be_pasted_whatever_the_folder_is_called(dataset: Dataset) -> None:
     text = str(Interrupted(3, dataset, RunFolder(Path("a b; rm -rf"))))
     assert text.endswith("--out 'a b; rm -rf' --resume")
+
+
+def test_only_the_last_scores_are_made_in_float32_where_training_is_not(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_bfloat16: list[bool] = []
+    scored = loop.evaluate
+
+    def evaluate(*arguments: Any, **given: Any) -> dict[str, Evaluation]:
+        in_bfloat16.append(torch.is_autocast_enabled("cpu"))
+        return scored(*arguments, **given)
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    config = tiny_config(train__precision="bf16-mixed", train__steps=3, train__eval_every=1)
+    start(config, dataset, tmp_path / "run")
+    assert in_bfloat16 == [True, True, False]

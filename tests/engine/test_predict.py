@@ -18,7 +18,13 @@ from u2pl import evaluate, load, predict, train
 from u2pl.data.sources import load_dataset
 from u2pl.engine.checkpoint import load_weights, save_weights
 from u2pl.engine.evaluate import NUM_BINS
-from u2pl.engine.predict import SegmentationModel, find_images, load_model, predict_images
+from u2pl.engine.predict import (
+    Labeling,
+    SegmentationModel,
+    find_images,
+    load_model,
+    predict_images,
+)
 from u2pl.engine.run_folder import RunFolder
 from u2pl.engine.tiles import Tiling
 from u2pl.errors import UserError
@@ -466,3 +472,38 @@ def test_description_of_an_earlier_version_sees_images_once(run: Path, tmp_path:
     old = {key: value for key, value in card.items() if key not in ("scales", "flip")}
     (copy / "model.json").write_text(json.dumps(old))
     assert not load_model(copy).card.seen_by.has_views
+
+
+def test_images_of_one_size_are_seen_together_in_order(
+    model: SegmentationModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: what is written is what one image at a time gives."""
+    folder = write_images(tmp_path / "in", *(f"{i}.png" for i in range(5)))
+    write_images(folder, "2.png", size=(20, 30))
+    predict_images(model, folder, tmp_path / "single", kinds=ALL)
+    shapes: list[tuple[int, ...]] = []
+    forward = SegmentationModel.forward
+
+    def seen(self: SegmentationModel, images: torch.Tensor) -> torch.Tensor:
+        shapes.append(tuple(images.shape))
+        return forward(self, images)
+
+    monkeypatch.setattr(SegmentationModel, "forward", seen)
+    monkeypatch.setattr(Labeling, "images_at_once", lambda self, image: 2)
+    told: list[int] = []
+    predict_images(
+        model, folder, tmp_path / "batched", kinds=ALL, on_image=lambda done, _: told.append(done)
+    )
+    assert [(shape[0], shape[-2:]) for shape in shapes] == [
+        (2, (33, 47)),
+        (1, (20, 30)),
+        (2, (33, 47)),
+    ]
+    assert told == [1, 2, 3, 4, 5]
+    for name in pictures(tmp_path / "single"):
+        one, other = (
+            np.asarray(Image.open(tmp_path / out / name), dtype=np.int64)
+            for out in ("single", "batched")
+        )
+        assert one.shape == other.shape
+        assert (one != other).mean() < 0.01, name  # a batch may round otherwise

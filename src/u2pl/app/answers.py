@@ -112,7 +112,7 @@ def label(
     size, resize = (image.shape[0], image.shape[1]), model.card.resize
     seen = resized_size(*size, resize)
     if not tiling.is_large(size, len(model.classes)):
-        logits = model.logits_of(eval_image(image, resize=resize), size=seen)
+        logits = model.logits_of([eval_image(image, resize=resize)], size=seen)
         return Labeled(image, model.judge(resize_logits(logits, size)), logits[0].cpu())
     if seen == size:
         bands = predict_bands(model, ArrayWindows(image), tiling)

@@ -27,7 +27,21 @@ def page(result: dict[str, Any]) -> str:
     ]
     if result["host_syncs_per_step"] is not None:
         lines += ["", f"Host synchronisations a step: {result['host_syncs_per_step']}."]
-        lines += ["", f"Whole step: {result['step']}."]
+        lines += ["", f"Whole step: {result['step']}.", ""]
+        times = result["seconds"]["step"]
+        lines += _table(
+            ("Work", "Milliseconds"),
+            ((name, number(1000 * seconds)) for name, seconds in times.items()),
+        )
+    busy = [
+        (f"{name}: {kind}", number(found["kernels"]), number(found["busy_milliseconds"]))
+        for name, kinds in result["gpu"].items()
+        for kind, found in kinds.items()
+        if found is not None
+    ]
+    if busy:
+        lines += ["", "## The GPU computes", ""]
+        lines += _table(("Work", "Kernels", "Milliseconds of all kernels"), busy)
     for name, phases in result["phases"].items():
         seconds = result["seconds"][name]
         rows: list[tuple[str, ...]] = [

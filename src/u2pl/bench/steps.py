@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,11 +17,21 @@ from u2pl.bench.workload import IGNORE
 from u2pl.config import Config
 from u2pl.data.batch import Batch, LabeledBatch, UnlabeledBatch
 from u2pl.data.sources import Dataset
-from u2pl.engine.evaluate import Tally, predict_logits
+from u2pl.engine.evaluate import Tally, count
 from u2pl.engine.loop import choose_precision
 from u2pl.engine.protocol import Protocol
 from u2pl.engine.state import TrainState, initial_state
-from u2pl.engine.step import training_step
+from u2pl.engine.step import (
+    step_generator,
+    supervised_loss,
+    teacher_views,
+    training_step,
+    unsupervised_loss,
+    update_student,
+)
+from u2pl.engine.targets import TeacherView, pseudo_label
+from u2pl.models import upsample
+from u2pl.teacher import follow
 
 NUM_CLASSES = 21
 VAL_IMAGES = 1449
@@ -94,6 +105,10 @@ class Steps:
         self.batch = random_batch(config, self.fabric.device, num_classes)
         self.peaks: list[int] = []
 
+    def step(self) -> None:
+        """Make a step."""
+        training_step(self.fabric, self.state, self.batch, self.config)
+
     def run(self) -> float:
         """Make a step; return its seconds."""
         device = self.fabric.device
@@ -101,7 +116,7 @@ class Steps:
             torch.cuda.reset_peak_memory_stats(device)
         finish(device)
         started = time.perf_counter()
-        training_step(self.fabric, self.state, self.batch, self.config)
+        self.step()
         finish(device)
         if device.type == "cuda":
             self.peaks.append(torch.cuda.max_memory_allocated(device))
@@ -110,19 +125,62 @@ class Steps:
     def host_syncs(self) -> int:
         """How often a step calls what waits for a GPU."""
         with HostSyncs() as syncs:
-            training_step(self.fabric, self.state, self.batch, self.config)
+            self.step()
         return sum(syncs.found.values())
 
 
-def method_and_bare(device: torch.device, overrides: dict[str, Any]) -> dict[str, Steps]:
-    """Steps of the whole method, and the same without contrast and queues."""
+class NetworkSteps(Steps):
+    """The same, but nothing is made of what the networks compute for the contrast.
+
+    The teacher sees the labelled images too, and both networks make features: what is left out is
+    the method's own work on them.
+    """
+
+    def step(self) -> None:
+        """A training step by the functions of :mod:`u2pl.engine.step`, contrast left out."""
+        state, batch, config = self.state, self.batch, self.config
+        assert batch.unlabeled is not None, "random batches have both halves"
+        bare = config.with_overrides({"method.contrastive_weight": 0.0})
+        generator = step_generator(config.train.seed, state, self.fabric.device)
+        alpha = config.method.initial_unreliable_fraction
+        with torch.no_grad():
+            views = teacher_views(self.fabric, state, batch.labeled, batch.unlabeled)
+            assert views[1] is not None, "asked for"
+            view = TeacherView(views[1].logits, views[1].features[:, :0])
+            pseudo = pseudo_label(state, None, view, batch, alpha, bare, generator)
+        labels, size = batch.labeled.labels, config.data.crop
+        logits, features = state.student(
+            torch.cat([batch.labeled.images, *(s.images for s in pseudo.streams)]),
+            with_features=True,
+        )
+        full = upsample(logits.float(), size)
+        count = (labels != IGNORE).sum()
+        loss = supervised_loss(full[: len(labels)], labels, count, state, bare)
+        loss = loss + unsupervised_loss(full[len(labels) :], pseudo.streams, IGNORE, bare)
+        self.fabric.backward(loss + 0 * features.sum())  # the features' head learns too
+        update_student(self.fabric, state, {"loss": loss.detach()}, bare)
+        follow(state.teacher, state.student, decay=config.method.ema_decay)
+        state.step += 1
+
+
+def step_kinds(device: torch.device, overrides: dict[str, Any]) -> dict[str, Steps]:
+    """Steps of the whole method; of its networks alone; and without contrast and queues."""
     config = step_config(device).with_overrides(overrides)
     bare = config.with_overrides({"method.contrastive_weight": 0.0})
-    return {"method": Steps(config, device), "bare": Steps(bare, device)}
+    return {
+        "method": Steps(config, device),
+        "networks": NetworkSteps(config, device),
+        "bare": Steps(bare, device),
+    }
 
 
-def evaluation_work(steps: Steps, dataset: Dataset) -> Callable[[], float]:
+def evaluation_work(steps: Steps, dataset: Dataset, *, in_between: bool) -> Callable[[], float]:
     """Scoring a batch by student and teacher, as an evaluation during training does it.
+
+    Args:
+        steps: whose networks and batch.
+        dataset: its classes.
+        in_between: in the training's precision, else in float32.
 
     Returns:
         A function that does it once and returns its seconds, decoding left out.
@@ -137,10 +195,9 @@ def evaluation_work(steps: Steps, dataset: Dataset) -> Callable[[], float]:
         student.eval()
         finish(device)
         started = time.perf_counter()
-        for network, tally in zip((student, steps.state.teacher), tallies, strict=True):
-            logits = predict_logits(network, images, Protocol("whole"))
-            for row, mask in enumerate(masks):
-                tally.add(logits[row : row + 1], mask)
+        with steps.fabric.autocast() if in_between else nullcontext():
+            for network, tally in zip((student, steps.state.teacher), tallies, strict=True):
+                count(tally, network, images, tuple(masks), Protocol("whole"), windows=1)
         finish(device)
         seconds = time.perf_counter() - started
         student.train()
@@ -149,24 +206,28 @@ def evaluation_work(steps: Steps, dataset: Dataset) -> Callable[[], float]:
     return work
 
 
-def evaluation_share(step_seconds: float, evaluation_seconds: float, config: Config) -> float:
+def evaluation_share(
+    step_seconds: float, in_between_seconds: float, last_seconds: float, config: Config
+) -> float:
     """Share of a default run's time that its evaluations take, with VOC's number of val images.
 
-    Both are brought to a pixel's time, so a small crop may stand for a large one.
+    All are brought to an image's time, so a small batch may stand for a large one.
 
     Args:
         step_seconds: of a training step.
-        evaluation_seconds: of a labelled batch, by both networks.
-        config: of both.
+        in_between_seconds: of scoring a labelled batch by both networks, before the end.
+        last_seconds: likewise, at the end.
+        config: of all of them.
 
     >>> config = Config().with_overrides({"data.batch_labeled": 4, "data.batch_unlabeled": 4})
-    >>> round(evaluation_share(8.0, 1.0, config), 3)
+    >>> round(evaluation_share(8.0, 1.0, 1.0, config), 3)
     0.022
     """
     default, data = Config(), config.data
     an_image_trained = step_seconds / (data.batch_labeled + data.batch_unlabeled)
-    an_image_scored = evaluation_seconds / data.batch_labeled
     batch = default.data.batch_labeled + default.data.batch_unlabeled
-    between = default.train.eval_every * batch * an_image_trained
-    scoring = VAL_IMAGES * an_image_scored
-    return scoring / (between + scoring)
+    training = default.train.steps * batch * an_image_trained
+    times = default.train.steps // default.train.eval_every
+    batches_scored = VAL_IMAGES / data.batch_labeled
+    scoring = batches_scored * ((times - 1) * in_between_seconds + last_seconds)
+    return scoring / (training + scoring)

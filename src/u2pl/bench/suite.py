@@ -13,6 +13,7 @@ import torch
 from u2pl.bench import inputs, memory, steps
 from u2pl.bench.clock import Clock, in_turns, ratio
 from u2pl.bench.inputs import Source
+from u2pl.bench.kernels import kernel_time
 from u2pl.bench.loops import Loops
 from u2pl.bench.method import Method
 from u2pl.bench.predicting import predicting
@@ -27,6 +28,7 @@ PARTS = ("method", "step", "predict", "input")
 RATIOS = (
     "method_vs_loops_voc513",
     "method_vs_loops_city769",
+    "step_vs_networks",
     "step_vs_bare",
     "predict_vs_bare_forward",
     "evaluation_share",
@@ -57,8 +59,9 @@ def bench(
 
     Returns:
         ``ratios`` (None where not measured), ``spread`` (least and largest of the turns),
-        ``phases`` (milliseconds by phase), ``seconds``, ``memory`` (bytes), ``input`` (images a
-        second of the loader and of the step, milliseconds by phase),
+        ``phases`` (milliseconds by phase), ``seconds``, ``memory`` (bytes), ``gpu`` (kernels and
+        the milliseconds that they take together; None on a CPU), ``input`` (images a second of the
+        loader and of the step, milliseconds by phase),
         ``host_syncs_per_step``, ``device``, ``threads``, ``versions`` and ``commit``.
 
     Raises:
@@ -78,6 +81,7 @@ def bench(
         "phases": {},
         "seconds": {},
         "memory": {},
+        "gpu": {},
         "input": {},
         "host_syncs_per_step": None,
         "repetitions": repetitions,
@@ -160,32 +164,38 @@ def measure_method(
         "queue_bytes": sum(workload.capacities) * workload.feature_size * 4,
         "method_peak_bytes": memory.peak_bytes(lambda: works["method"].run(Clock(device)), device),
     }
+    busy = kernel_time(lambda: works["method"].run(Clock(device)), device)
+    result["gpu"][workload.name] = {"method": busy}
 
 
 def measure_steps(
     result: dict[str, Any], device: torch.device, repetitions: int, overrides: dict[str, Any]
 ) -> None:
     """Whole steps with and without contrast, their memory, and an evaluation's share."""
-    pair = steps.method_and_bare(device, overrides)
-    config = pair["method"].config
+    kinds = steps.step_kinds(device, overrides)
+    config = kinds["method"].config
     classes = tuple(str(class_id) for class_id in range(steps.NUM_CLASSES))
     dataset = Dataset(Path("bench"), classes, default_colors(steps.NUM_CLASSES))
-    works: dict[str, Callable[[], float]] = {name: one.run for name, one in pair.items()}
-    works["evaluation"] = steps.evaluation_work(pair["method"], dataset)
+    works: dict[str, Callable[[], float]] = {name: one.run for name, one in kinds.items()}
+    for name, in_between in (("evaluation", True), ("last evaluation", False)):
+        works[name] = steps.evaluation_work(kinds["method"], dataset, in_between=in_between)
     found = in_turns(works, repetitions=repetitions)
+    note(result, "step_vs_networks", found["method"], found["networks"])
     note(result, "step_vs_bare", found["method"], found["bare"])
     medians = {name: statistics.median(seconds) for name, seconds in found.items()}
     result["seconds"]["step"] = medians
     result["ratios"]["evaluation_share"] = steps.evaluation_share(
-        medians["method"], medians["evaluation"], config
+        medians["method"], medians["evaluation"], medians["last evaluation"], config
     )
-    result["host_syncs_per_step"] = pair["method"].host_syncs()
-    peaks = {name: memory.peak_bytes(one.run, device) for name, one in pair.items()}
+    result["host_syncs_per_step"] = kinds["method"].host_syncs()
+    peaks = {name: memory.peak_bytes(one.run, device) for name, one in kinds.items()}
     result["memory"]["step"] = {
         "queue_bytes": memory.queue_bytes(steps.NUM_CLASSES, config),
         "method_peak_bytes": peaks["method"],
+        "networks_peak_bytes": peaks["networks"],
         "bare_peak_bytes": peaks["bare"],
     }
+    result["gpu"]["step"] = {name: kernel_time(one.run, device) for name, one in kinds.items()}
     result["step"] = describe_step(config)
 
 

@@ -83,6 +83,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # a terminal without the characters of a name
             stream.reconfigure(errors="backslashreplace")
     warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters in a file is an error
+    # Fabric's advice is for those who choose a precision; here the settings do
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     handler = Sentences(logging.WARNING)
     logging.getLogger("u2pl").addHandler(handler)
     try:

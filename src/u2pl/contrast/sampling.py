@@ -72,11 +72,10 @@ def members_at(mask: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         As :func:`sample_with_replacement`, which makes the draw.
     """
-    cumulative = mask.cumsum(dim=1, dtype=torch.int32)
-    total = cumulative[:, -1:]
-    nth = (draw * total).to(torch.int32) + 1
-    index = torch.searchsorted(cumulative, torch.minimum(nth, total.clamp_min(1)))
-    return index.clamp_max(mask.shape[1] - 1), total.squeeze(1) > 0
+    cumulative, total = _counted(mask)
+    nth = (draw * total).to(cumulative.dtype) + 1
+    index = _place_of(torch.minimum(nth, total.clamp_min(1)), cumulative, total, mask.shape[1])
+    return index, total.squeeze(1) > 0
 
 
 def sample_without_replacement(
@@ -112,8 +111,46 @@ def first_members(mask: Tensor, num_samples: int, *, order: Tensor) -> tuple[Ten
     """
     num_columns = mask.shape[1]
     size = min(num_samples, num_columns)
-    cumulative = mask[:, order].cumsum(dim=1, dtype=torch.int32)
-    nth = torch.arange(1, size + 1, device=mask.device, dtype=torch.int32)
+    cumulative, total = _counted(mask[:, order])
+    nth = torch.arange(1, size + 1, device=mask.device, dtype=cumulative.dtype)
     nth = nth.expand(mask.shape[0], size).contiguous()
-    position = torch.searchsorted(cumulative, nth).clamp_max(num_columns - 1)
-    return order[position], nth <= cumulative[:, -1:]
+    return order[_place_of(nth, cumulative, total, num_columns)], nth <= total
+
+
+def _counted(mask: Tensor, *, at_once: bool | None = None) -> tuple[Tensor, Tensor]:
+    """Count the members of rows from left to right.
+
+    Args:
+        mask: [C, K] bool.
+        at_once: whether to count through all rows as if they were one, which a GPU does in one
+            go, where row by row is slow with few rows; None does so on a GPU.
+
+    Returns:
+        The counts, [C, K] or, of all rows at once, [C·K]; and each row's members, [C, 1].
+    """
+    if not (mask.is_cuda if at_once is None else at_once):
+        cumulative = mask.cumsum(dim=1, dtype=torch.int32)
+        return cumulative, cumulative[:, -1:]
+    dtype = torch.int32 if mask.numel() < 2**31 else torch.int64
+    cumulative = mask.flatten().cumsum(dim=0, dtype=dtype)
+    ends = cumulative.view(mask.shape)[:, -1:]
+    return cumulative, torch.diff(ends, dim=0, prepend=ends.new_zeros(1, 1))
+
+
+def _place_of(nth: Tensor, cumulative: Tensor, total: Tensor, num_columns: int) -> Tensor:
+    """Where the n-th members of rows are.
+
+    Args:
+        nth: [C, S], counted from 1, of the counts' type.
+        cumulative, total: from :func:`_counted`.
+        num_columns: K.
+
+    Returns:
+        [C, S] int64; the last column where a row has fewer.
+    """
+    if cumulative.ndim == 2:
+        return torch.searchsorted(cumulative, nth).clamp_max(num_columns - 1)
+    before = total.cumsum(dim=0, dtype=total.dtype) - total
+    first = num_columns * torch.arange(len(total), device=total.device).unsqueeze(1)
+    # a row's members may be fewer, and the search then ends in a later row
+    return (torch.searchsorted(cumulative, nth + before) - first).clamp_max(num_columns - 1)

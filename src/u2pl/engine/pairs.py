@@ -130,20 +130,19 @@ def contrast_masks(
     grid = (view.logits.shape[-2], view.logits.shape[-1])
     low, high = ranks(view.logits.shape[1], config)
     labels, probs, features = on_grid(labels, grid), view.logits.softmax(dim=1), view.features
+    if pseudo is not None:
+        probs = torch.cat([probs, pseudo.pixels.probs])
+        features = torch.cat([features, pseudo.pixels.features])
     band = rank_band(probs, low_rank=low, high_rank=high)
-    negative = labeled_negative_mask(labels, band, low_rank=low)
+    negative = labeled_negative_mask(labels, band[: len(labels)], low_rank=low)
     if not config.method.labeled_negatives:
         negative = torch.zeros_like(negative)
     if pseudo is not None:
-        pixels = pseudo.pixels
-        band = rank_band(pixels.probs, low_rank=low, high_rank=high)
-        negative_u = pixels.certain_negatives | unlabeled_negative_mask(
-            pseudo.undecided, band, low_rank=low, high_rank=high
+        negative_u = pseudo.pixels.certain_negatives | unlabeled_negative_mask(
+            pseudo.undecided, band[len(labels) :], low_rank=low, high_rank=high
         )
         negative = torch.cat([negative, negative_u])
         labels = torch.cat([labels, on_grid(pseudo.labels, grid)])
-        probs = torch.cat([probs, pixels.probs])
-        features = torch.cat([features, pixels.features])
     anchor = anchor_mask(labels, probs, threshold=config.method.anchor_threshold)
     return anchor, negative, features
 

@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +48,8 @@ __all__ = [
     "read_card",
 ]
 
-_AHEAD = 4  # images that wait for the network
+_AHEAD = 4  # images that wait for a network that sees one at a time
+_MOST_TOGETHER, _PIXELS_TOGETHER = 8, 2**21  # that a GPU sees at a time
 _MOST_PIXELS = 2**25  # of the images that wait: 100 MB of RGB; one image may be larger
 
 T = TypeVar("T")
@@ -82,6 +83,81 @@ class Loaded(NamedTuple):
     job: Job
     image: Image | None
     prepared: Tensor | None
+
+
+class Small(NamedTuple):
+    """An image that the network sees as a whole.
+
+    Attributes:
+        job: what it is.
+        pixels: [H, W, 3] uint8.
+        prepared: [3, h, w], what the network is to see.
+    """
+
+    job: Job
+    pixels: Image
+    prepared: Tensor
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the file."""
+        return self.pixels.shape[0], self.pixels.shape[1]
+
+
+class Damaged(NamedTuple):
+    """An image that cannot be read, and why."""
+
+    job: Job
+    error: FileError
+
+
+Read = Small | Loaded | Damaged
+"""What has become of an image file; a Loaded one is to be cut."""
+
+
+def what_was_read(reading: Iterable[tuple[Job, Future[Any]]]) -> Iterator[Read]:
+    """Wait for one image after the other, until there is none."""
+    for job, future in reading:
+        try:
+            loaded: Loaded | None = future.result()
+        except FileError as error:
+            yield Damaged(job, error)
+            continue
+        if loaded is None:
+            return
+        if loaded.image is None or loaded.prepared is None:
+            yield loaded
+        else:
+            yield Small(loaded.job, loaded.image, loaded.prepared)
+
+
+def grouped(images: Iterable[Read], at_once: Callable[[Small], int]) -> Iterator[list[Read]]:
+    """Put neighbours of one size together.
+
+    Args:
+        images: in order.
+        at_once: how many like one that the network sees at once may be in a group.
+
+    Yields:
+        Small images of one size, or a single image of another kind.
+    """
+    group: list[Read] = []
+    for image in images:
+        if group and not _alike(group[0], image):
+            yield group
+            group = []
+        group.append(image)
+        if not isinstance(image, Small) or len(group) >= at_once(image):
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _alike(first: Read, second: Read) -> bool:
+    if not isinstance(first, Small) or not isinstance(second, Small):
+        return False
+    return first.size == second.size and first.prepared.shape == second.prepared.shape
 
 
 def make_folder(path: Path) -> None:
@@ -243,7 +319,7 @@ class Labeling:
             on_image(self.skipped, len(jobs))
         tasks = ((pixels_of(job.file), lambda job=job: self.load(job)) for job in left)
         with file_threads(2 if default_writers() < 4 else 4) as readers:
-            reading = ahead(readers, tasks)
+            reading = ahead(readers, tasks, most=self.images_ahead)
             self.label(zip(left, reading, strict=True), lambda done: on_image(done, len(jobs)))
 
     def video(
@@ -264,7 +340,7 @@ class Labeling:
 
         # frames come from one decoder, so one thread reads them
         with file_threads(1) as reader:
-            reading = ahead(reader, itertools.repeat((0, load)))
+            reading = ahead(reader, itertools.repeat((0, load)), most=self.images_ahead)
             pairs = ((Job(str(path), path, folder, state), future) for future in reading)
             self.label(pairs, lambda done: on_image(done, 0))
 
@@ -288,8 +364,10 @@ class Labeling:
         """Bring an image to the size that the network is to see, unless it is cut first."""
         if self.tiling.is_large(image.shape[:2], len(self.model.classes)):
             return Loaded(job, image, None)
-        resize = self.model.card.resize
-        return Loaded(job, image, eval_image(image, resize=resize, file=job.file))
+        prepared = eval_image(image, resize=self.model.card.resize, file=job.file)
+        if self.model.network.mean.is_cuda:  # else the network would wait for each copy
+            prepared = prepared.pin_memory()
+        return Loaded(job, image, prepared)
 
     def label(
         self, reading: Iterable[tuple[Job, Future[Any]]], on_done: Callable[[int], None]
@@ -300,35 +378,46 @@ class Labeling:
         with file_threads(num_writers) as writers, torch.inference_mode():
             writing: deque[tuple[int, Future[dict[str, Any]]]] = deque()
 
+            def told() -> None:
+                on_done(self.written + self.skipped + self.damaged)
+
             def settle(most_files: int, most_pixels: int = _MOST_PIXELS) -> None:
                 while len(writing) > most_files or sum(n for n, _ in writing) > most_pixels:
                     self.note(writing.popleft()[1].result())
-                    on_done(self.written + self.skipped + self.damaged)
+                    told()
 
-            for job, future in reading:
-                try:
-                    loaded: Loaded | None = future.result()
-                except FileError as error:
-                    self._damaged(job, error)
-                    on_done(self.written + self.skipped + self.damaged)
+            for group in grouped(what_was_read(reading), self.images_at_once):
+                if isinstance(group[0], Small):
+                    images = [image for image in group if isinstance(image, Small)]
+                    for image, answer in zip(images, self.ask(images), strict=True):
+                        task = writers.submit(self.write, image.job, image.pixels, answer)
+                        writing.append((image.size[0] * image.size[1], task))
+                        settle(2 * num_writers)
                     continue
-                if loaded is None:
-                    break
-                if loaded.image is not None and loaded.prepared is not None:
-                    size = (loaded.image.shape[0], loaded.image.shape[1])
-                    answer = self.ask(loaded.prepared, size)
-                    task = writers.submit(self.write, loaded.job, loaded.image, answer)
-                    writing.append((size[0] * size[1], task))
-                    settle(2 * num_writers)
+                settle(0)
+                if isinstance(group[0], Loaded):
+                    self._large(group[0])
                 else:
-                    settle(0)
-                    self._large(loaded)
-                    on_done(self.written + self.skipped + self.damaged)
+                    self._damaged(*group[0])
+                told()
             settle(0)
 
-    def ask(self, prepared: Tensor, size: tuple[int, int]) -> Any:
-        """What the network says of a prepared image: what :meth:`write` takes, here its logits."""
-        return self.model.logits_of(prepared, size=size)
+    @property
+    def images_ahead(self) -> int:
+        """How many images are read before the network asks for them."""
+        return 2 * _MOST_TOGETHER if self.model.network.mean.is_cuda else _AHEAD
+
+    def images_at_once(self, image: Small) -> int:
+        """How many images like this one the network sees together: on a CPU that gains nothing."""
+        if not self.model.network.mean.is_cuda:
+            return 1
+        height, width = image.prepared.shape[-2:]
+        return max(1, min(_MOST_TOGETHER, _PIXELS_TOGETHER // (height * width)))
+
+    def ask(self, images: Sequence[Small]) -> Sequence[Any]:
+        """What the network says of images of one size: of each what :meth:`write` takes."""
+        logits = self.model.logits_of([image.prepared for image in images], size=images[0].size)
+        return torch.split(logits, 1)
 
     @torch.inference_mode()
     def write(self, job: Job, image: Image, answer: Any) -> dict[str, Any]:
@@ -424,17 +513,18 @@ def pixels_of(file: Path) -> int:
 
 
 def ahead(
-    pool: ThreadPoolExecutor, tasks: Iterable[tuple[int, Callable[[], T]]]
+    pool: ThreadPoolExecutor, tasks: Iterable[tuple[int, Callable[[], T]]], *, most: int = _AHEAD
 ) -> Iterator[Future[T]]:
     """Start a few tasks before their results are asked for.
 
     Args:
         pool: runs them, in order.
-        tasks: pixels that each will hold, and what to call; few and not too many pixels wait.
+        tasks: pixels that each will hold, and what to call; not too many pixels wait.
+        most: tasks that wait.
     """
     waiting: deque[tuple[int, Future[T]]] = deque()
     for pixels, task in tasks:
-        while len(waiting) >= _AHEAD or (
+        while len(waiting) >= most or (
             waiting and pixels + sum(held for held, _ in waiting) > _MOST_PIXELS
         ):
             yield waiting.popleft()[1]

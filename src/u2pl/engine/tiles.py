@@ -223,7 +223,7 @@ def tile_reader(model: SegmentationModel, image: Windows) -> Callable[[int, int,
 
     def logits_of(*window: int) -> Tensor:
         pixels = eval_image(image.read(*window), resize=None)
-        return model.logits_of(pixels, size=(pixels.shape[-2], pixels.shape[-1]))[0]
+        return model.logits_of([pixels], size=(pixels.shape[-2], pixels.shape[-1]))[0]
 
     return logits_of
 
@@ -232,11 +232,11 @@ def small_logits(model: SegmentationModel, pixels: Tensor, tiling: Tiling) -> Te
     """Logits [C, h, w] of a resized image [3, h, w], cut only where it is large still."""
     size = (pixels.shape[-2], pixels.shape[-1])
     if not tiling.is_large(size, len(model.classes)):
-        return model.logits_of(pixels, size=size)[0]
+        return model.logits_of([pixels], size=size)[0]
 
     def logits_of(top: int, bottom: int, left: int, right: int) -> Tensor:
         tile = pixels[:, top:bottom, left:right]
-        return model.logits_of(tile, size=(bottom - top, right - left))[0]
+        return model.logits_of([tile], size=(bottom - top, right - left))[0]
 
     total = torch.empty(len(model.classes), *size, device=model.network.mean.device)
     for top, left, logits in blend_tiles(logits_of, size, tiling):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -121,16 +122,20 @@ class SegmentationModel(nn.Module):
         named = "The image" if isinstance(image, np.ndarray) else image
         pixels = image if isinstance(image, np.ndarray) else read_image(Path(image))
         prepared = eval_image(pixels, resize=self.card.resize, file=named)
-        return self.judge(self.logits_of(prepared, size=(pixels.shape[0], pixels.shape[1])))
+        return self.judge(self.logits_of([prepared], size=(pixels.shape[0], pixels.shape[1])))
 
     @torch.no_grad()
     def whole(self, images: Tensor) -> Tensor:
         """Logits [B, C, H, W] of images seen at once, whatever the run's protocol."""
         return predict_logits(self.network, images, Protocol("whole"))
 
-    def logits_of(self, prepared: Tensor, *, size: tuple[int, int]) -> Tensor:
-        """Logits [1, C, H, W] at ``size`` of an image [3, h, w] that the network sees as it is."""
-        images = prepared.unsqueeze(0).to(self.network.mean.device)
+    def logits_of(self, prepared: Sequence[Tensor], *, size: tuple[int, int]) -> Tensor:
+        """Logits [B, C, H, W] at ``size`` of images [3, h, w] that the network sees as they are.
+
+        Images in pinned memory reach a GPU while it works on others.
+        """
+        device = self.network.mean.device
+        images = torch.stack([image.to(device, non_blocking=True) for image in prepared])
         return resize_logits(self(images), size)
 
     def judge(self, logits: Tensor) -> Prediction:

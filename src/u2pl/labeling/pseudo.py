@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from u2pl.data.images import refuse_way_out, write_mask
 from u2pl.data.transforms import eval_image
 from u2pl.data.windows import Image, Windows
 from u2pl.engine.evaluate import resize_logits
-from u2pl.engine.predict import Job, Labeling
+from u2pl.engine.predict import Job, Labeling, Small
 from u2pl.engine.tiles import predict_bands
 from u2pl.engine.trained import Prediction, SegmentationModel
 from u2pl.models import SegmentationOutput, upsample
@@ -106,14 +107,17 @@ class PseudoLabeling(Labeling):
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     summaries: dict[str, Summary] = field(default_factory=dict)
 
-    def ask(self, prepared: Tensor, size: tuple[int, int]) -> Answer:
+    def ask(self, images: Sequence[Small]) -> list[Answer]:
         """Logits by the run's protocol, and a summary, of one pass where one will do."""
+        return [self._answer(image.prepared, image.size) for image in images]
+
+    def _answer(self, prepared: Tensor, size: tuple[int, int]) -> Answer:
         images = prepared.unsqueeze(0).to(self.model.network.mean.device)
         view = within_crop(self.model, images)
         output = self.model.network(view, with_features=True)
         summary = summarize(output, self.model.card.reliable_entropy)
         if view is not images:
-            return Answer(self.model.logits_of(prepared, size=size), summary)
+            return Answer(self.model.logits_of([prepared], size=size), summary)
         logits = upsample(output.logits.float(), (images.shape[-2], images.shape[-1]))
         return Answer(resize_logits(logits, size), summary)
 
