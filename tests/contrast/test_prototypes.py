@@ -7,7 +7,7 @@ import torch
 
 import reference.prototypes as reference
 from reference.cases import Case, on_random_cases
-from u2pl.contrast import MomentumPrototypes, class_means, denoise_logits
+from u2pl.contrast import MomentumPrototypes, class_means, denoise_logits, prototypes
 
 
 def random_prototypes(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
@@ -155,8 +155,8 @@ def test_saved_prototypes_continue_identically() -> None:
     file.seek(0)
     second.load_state_dict(torch.load(file))
     for means in draws[4:]:
-        for prototypes in (first, second):
-            prototypes.update(means, torch.tensor([1, 1, 0]))
+        for both in (first, second):
+            both.update(means, torch.tensor([1, 1, 0]))
     assert torch.equal(first.vectors, second.vectors)
     assert torch.equal(first.num_updates, second.num_updates)
 
@@ -237,3 +237,14 @@ def test_denoising_has_the_analytic_gradient() -> None:
         return denoise_logits(logits, features, vectors.double(), seen, temperature=0.5)
 
     assert torch.autograd.gradcheck(denoise, (logits.requires_grad_(), features.requires_grad_()))
+
+
+@on_random_cases
+def test_a_gpu_adds_row_by_row_and_finds_the_same(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, mask = case.features(), case.class_mask()
+    expected, _ = class_means(features, mask)
+    monkeypatch.setattr(prototypes, "_sums_of_images", prototypes._sums_of_rows)
+    assert len(prototypes._sums_of_rows(features, mask)) == case.batch_size * case.size[0]
+    torch.testing.assert_close(class_means(features, mask)[0], expected)

@@ -24,12 +24,23 @@ def class_means(
     """
     counts = mask.sum(dim=(0, 2, 3))
     with torch.autocast(features.device.type, enabled=False):  # a sum of many overflows float16
-        members, pixels = mask.flatten(2).float(), features.flatten(2).float()
-        # image by image: one sum over all pixels would lose digits
-        sums = torch.bmm(members, pixels.transpose(1, 2)).sum(dim=0)
+        # in parts: one sum over all pixels would lose digits
+        sums = (_sums_of_rows if features.is_cuda else _sums_of_images)(features, mask).sum(dim=0)
     if total is not None:
         sums, counts = total(sums), total(counts)
     return sums.float() / counts.clamp_min(1).unsqueeze(1), counts
+
+
+def _sums_of_images(features: Tensor, mask: Tensor) -> Tensor:
+    """Sums [B, C, D] over each image's pixels."""
+    return torch.bmm(mask.flatten(2).float(), features.flatten(2).float().transpose(1, 2))
+
+
+def _sums_of_rows(features: Tensor, mask: Tensor) -> Tensor:
+    """Sums [B·h, C, D] over each row of each image: enough products to keep a GPU busy."""
+    members = mask.transpose(1, 2).flatten(0, 1).float()  # [B·h, C, w]
+    pixels = features.permute(0, 2, 3, 1).flatten(0, 1).float()  # [B·h, w, D], no copy
+    return torch.bmm(members, pixels)
 
 
 class MomentumPrototypes(nn.Module):
