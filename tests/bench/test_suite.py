@@ -49,3 +49,22 @@ def test_command_writes_page_and_json(tmp_path: Path, monkeypatch: pytest.Monkey
     written = json.loads((tmp_path / "results" / "bench-cpu.json").read_text())
     assert written["device"] == "cpu"
     assert (tmp_path / "results" / "bench-cpu.md").read_text().startswith("# `u2pl bench`")
+
+
+def test_an_end_by_force_leaves_what_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = suite.bench
+
+    def ended(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(suite, "measure_steps", ended)
+    monkeypatch.setattr(bench, "bench", lambda **given: run(**given, workloads=[SMALL]))
+    arguments = ["--parts", "method,step", "--repetitions", "1", "--device", "cpu", "--out"]
+    monkeypatch.setattr(sys, "argv", ["u2pl", "bench", *arguments, str(tmp_path)])
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        cli.main()
+    written = json.loads((tmp_path / "bench-cpu.json").read_text())
+    assert written["ratios"]["method_vs_loops_voc513"] > 0
+    assert written["ratios"]["step_vs_bare"] is None

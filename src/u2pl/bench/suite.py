@@ -45,6 +45,7 @@ def bench(
     device: str | None = None,
     run: Path | None = None,
     on_part: Callable[[str], None] = lambda _: None,
+    on_result: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Measure, each ratio within one run, the two sides of it in turns.
 
@@ -56,6 +57,7 @@ def bench(
         device: ``cpu`` or ``cuda``; None takes a GPU where there is one.
         run: folder whose images and settings the part ``input`` measures; None paints images.
         on_part: called with what is measured next.
+        on_result: called after each part with the result so far.
 
     Returns:
         ``ratios`` (None where not measured), ``spread`` (least and largest of the turns),
@@ -95,18 +97,23 @@ def bench(
         for workload in workloads:
             on_part(f"the method alone, {workload.name}")
             measure_method(result, workload, place, repetitions)
+            on_result(result)
     if "step" in parts:
         on_part("whole steps")
         measure_steps(result, place, repetitions, dict(overrides or {}))
+        on_result(result)
     if "predict" in parts:
         on_part("prediction")
         with predicting(place) as works:
             found = in_turns(works, repetitions=repetitions)
         note(result, "predict_vs_bare_forward", found["forward"], found["predict"])
+        result["seconds"]["predict"] = {n: statistics.median(each) for n, each in found.items()}
+        on_result(result)
     if "input" in parts:
         on_part("the loader")
         with inputs.sources(run, place, dict(overrides or {})) as sources:
             measure_input(result, sources, place, repetitions)
+        on_result(result)
     return result
 
 

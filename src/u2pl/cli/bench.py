@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -44,6 +44,7 @@ def bench(
         device=device,
         run=run,
         on_part=lambda part: say(f"Measuring {part} …"),
+        on_result=lambda result: write_pages(result, out),
     )
     table = Table(title=f"{result['device']}, {result['threads']} threads")
     table.add_column("ratio")
@@ -54,12 +55,23 @@ def bench(
     if result["host_syncs_per_step"] is not None:
         say(f"Host synchronisations a step: {result['host_syncs_per_step']}.")
     if out is not None:
-        name = "bench-" + "-".join(result["device"].lower().split())
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            (out / f"{name}.md").write_text(page(result), encoding="utf-8")
-            (out / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
-        except OSError as error:
-            raise UserError(f"Cannot write to {out}: {error.strerror}.") from None
-        say(f"Wrote {out / name}.md and .json.")
+        say(f"Wrote {out / file_name(result)}.md and .json.")
     write_result(json_file, result)
+
+
+def file_name(result: dict[str, Any]) -> str:
+    """Of a device's result, without a suffix."""
+    return "bench-" + "-".join(result["device"].lower().split())
+
+
+def write_pages(result: dict[str, Any], out: Path | None) -> None:
+    """Write what is measured so far, as page and as JSON, so that an end by force loses little."""
+    if out is None:
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = out / file_name(result)
+        file.with_suffix(".md").write_text(page(result), encoding="utf-8")
+        file.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"Cannot write to {out}: {error.strerror}.") from None
