@@ -197,6 +197,54 @@ def test_threshold_of_one_valid_pixel_is_its_entropy() -> None:
     assert threshold.item() == pytest.approx(0.2)
 
 
+# Eq. 6 for each class
+
+
+@ALPHAS
+@on_random_cases
+def test_thresholds_of_classes_equal_the_reference_of_their_pixels(
+    case: Case, alpha: float
+) -> None:
+    entropy, valid, labels = partition.prediction_entropy(case.probs()), case.valid(), case.labels()
+    valid = valid & (labels < case.num_classes)
+    found = partition.class_entropy_thresholds(
+        entropy, labels, valid, num_classes=case.num_classes, unreliable_fraction=alpha
+    )
+    expected = [
+        reference.entropy_threshold(entropy.tolist(), (valid & (labels == c)).tolist(), alpha)
+        for c in range(case.num_classes)
+    ]
+    assert expected[-1] == math.inf  # the last class never occurs
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
+def test_thresholds_of_one_class_are_that_of_the_batch_to_the_last_bit() -> None:
+    generator = torch.Generator().manual_seed(1)
+    entropy = torch.rand(2, 30, 40, generator=generator)
+    valid = torch.rand(2, 30, 40, generator=generator) < 0.8
+    nothing = torch.zeros_like(valid, dtype=torch.long)
+    given = {"unreliable_fraction": 0.3, "total": lambda counts: counts}
+    threshold = partition.entropy_threshold(entropy, valid, **given)
+    found = partition.class_entropy_thresholds(entropy, nothing, valid, num_classes=2, **given)
+    assert torch.equal(found[0], threshold)
+    assert found[1] == math.inf
+
+
+def test_thresholds_of_classes_are_those_of_all_processes() -> None:
+    """Each part twice is as if two processes had the same pixels."""
+    case = Case(7, 4, 0)
+    entropy, valid, labels = partition.prediction_entropy(case.probs()), case.valid(), case.labels()
+    valid = valid & (labels < 7)
+    given = {"num_classes": 7, "unreliable_fraction": 0.2}
+    twice = partition.class_entropy_thresholds(
+        torch.cat([entropy] * 2), torch.cat([labels] * 2), torch.cat([valid] * 2), **given
+    )
+    shared = partition.class_entropy_thresholds(
+        entropy, labels, valid, **given, total=lambda counts: 2 * counts
+    )
+    assert torch.equal(shared, twice)
+
+
 def test_quantile_finds_its_place_where_float32_cannot_count_the_pixels() -> None:
     entropy = torch.zeros(1, 2**24 + 4, 1)  # float32 reads the last place, 2^24 + 3, as one more
     entropy[0, :3, 0] = torch.tensor([3.0, 1.0, 2.0])

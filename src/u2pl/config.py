@@ -139,6 +139,8 @@ class MethodSettings(Settings):
     """α_0 of Eq. 7 [P]: the share of pixels held unreliable at first."""
     adaptive_partition: bool = True
     """α_t falls to 0 over the run, Eq. 7 [P]; False keeps it at α_0, an ablation."""
+    partition_by: Literal["batch", "class"] = "batch"
+    """What has a threshold γ_t of its own: the batch (Eq. 6), or each predicted class."""
     pseudo_threshold: float | None = Field(None, gt=0, le=1)
     """A pixel has a pseudo-label where its class has at least this probability, instead of Eq. 6
     [R: FixMatch 0.95]; the pixels above γ_t give negatives all the same. None is Eq. 6."""

@@ -103,6 +103,87 @@ def entropy_threshold(
     return torch.where(num_valid > 0, interpolated, infinity)
 
 
+def class_entropy_thresholds(
+    entropy: Tensor,
+    predictions: Tensor,
+    valid: Tensor,
+    *,
+    num_classes: int,
+    unreliable_fraction: float | Tensor,
+    total: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Eq. 6 for each predicted class by itself: the ``1 - α_t`` quantile of its pixels' entropy.
+
+    A threshold of the whole batch takes its unreliable pixels from the classes that are hard, and
+    rare ones may have no pseudo-label left. Here each class keeps the same share of its pixels, as
+    class-balanced self-training does by confidence [R: CBST, arXiv 1810.07911].
+
+    Args:
+        entropy: [B, H, W], nats.
+        predictions: [B, H, W] int64, the class of each pixel.
+        valid: [B, H, W] bool.
+        num_classes: C.
+        unreliable_fraction, total: as for :func:`entropy_threshold`.
+
+    Returns:
+        [C] float32 in nats; +inf for a class without a valid pixel.
+
+    >>> H = torch.tensor([[[0.1, 0.2, 0.3, 2.0, 4.0]]])
+    >>> classes = torch.tensor([[[0, 0, 0, 1, 1]]])
+    >>> class_entropy_thresholds(H, classes, H < 9, num_classes=3, unreliable_fraction=0.5)
+    tensor([0.2000, 3.0000,    inf])
+    """
+    groups = torch.where(valid, predictions, num_classes).flatten()
+    ones = torch.ones_like(groups)
+    counts = ones.new_zeros(num_classes + 1).scatter_add_(0, groups, ones)[:-1]
+    counts = counts if total is None else total(counts)
+    position = (counts - 1).clamp_min(0).double() * (1 - unreliable_fraction)
+    low = position.floor().long()
+    high = torch.minimum(low + 1, (counts - 1).clamp_min(0))
+    values = torch.where(valid, entropy.float(), 0).flatten()
+    below, above = (_nth_smallest_of_groups(values, groups, n, total) for n in (low, high))
+    interpolated = torch.lerp(below, above, (position - low).to(below.dtype))
+    return torch.where(counts > 0, interpolated, torch.inf)
+
+
+def _nth_smallest_of_groups(
+    values: Tensor,
+    groups: Tensor,
+    n: Tensor,
+    total: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """The n-th smallest (from 0) of each group's values, found as :func:`_nth_smallest` does.
+
+    Args:
+        values: [K] float32, not negative.
+        groups: [K] int64, from 0 to G; those of G belong to none.
+        n: [G] int64, below the number of each group's values; 0 for a group without any.
+        total: sums counts over the processes; None where there is one.
+
+    Returns:
+        [G] float32; meaningless for a group without values.
+    """
+    num_groups = len(n)
+    bits = values.contiguous().view(torch.int32)
+    found = n.new_zeros(num_groups + 1, dtype=torch.int32)
+    ones, shift = torch.ones_like(groups), sum(_BITS)
+    for width in _BITS:
+        candidate = bits >> shift == (found >> shift)[groups]  # agrees in what is found
+        shift -= width
+        place = torch.where(candidate, bits >> shift & (1 << width) - 1, 1 << width)
+        columns = (1 << width) + 1
+        counts = ones.new_zeros((num_groups + 1) * columns)
+        counts = counts.scatter_add_(0, groups * columns + place, ones)
+        counts = counts.view(num_groups + 1, columns)[:-1, :-1]
+        cumulative = (counts if total is None else total(counts.contiguous())).cumsum(dim=1)
+        index = (cumulative <= n.unsqueeze(1)).sum(dim=1)
+        index = index.clamp_max(columns - 2)  # of a group without values
+        before = cumulative.gather(1, (index - 1).clamp_min(0).unsqueeze(1)).squeeze(1)
+        n = n - torch.where(index > 0, before, 0)
+        found[:-1] |= (index << shift).int()
+    return found[:-1].view(torch.float32)
+
+
 def _at(values: Tensor, index: Tensor) -> Tensor:
     """``values[index]`` of a scalar index; written like that it would wait for the device."""
     return values.index_select(0, index.view(1)).squeeze(0)

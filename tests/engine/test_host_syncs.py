@@ -22,6 +22,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "clipped": {"optimizer__max_grad_norm": 1.0},
     "parts": {"train__accumulation": 2},
     "ohem": {"train__ohem": True},
+    "thresholds of classes": {"method__partition_by": "class"},
     "cutout": {"method__mixing": "cutout"},
     "classmix": {"method__mixing": "classmix"},
     "two domains": {

@@ -19,7 +19,7 @@ from u2pl.engine import step as step_module
 from u2pl.engine import targets
 from u2pl.engine.state import TrainState
 from u2pl.engine.step import training_step
-from u2pl.engine.targets import PseudoLabels
+from u2pl.engine.targets import PseudoLabels, TeacherView, pseudo_label
 from u2pl.losses import contrastive_loss
 from u2pl.mixing import on_grid
 from u2pl.models import upsample
@@ -631,6 +631,30 @@ def test_weight_of_pseudo_labels_rises_from_the_first_semi_supervised_step_on() 
 def test_partition_stays_where_it_is_told_to() -> None:
     _, rows = run(tiny_config(method__adaptive_partition=False, train__steps=3), steps=3)
     assert [row["unreliable_fraction"] for row in rows] == pytest.approx([0.2, 0.2, 0.2])
+
+
+def test_each_class_keeps_the_same_share_of_its_pixels() -> None:
+    config = tiny_config(
+        method__partition_by="class", method__mix_probability=0.0, method__denoise_temperature=None
+    )
+    _, state = tiny_state(config)
+    batch, generator = tiny_batch(), torch.Generator().manual_seed(0)
+    logits = torch.randn(2, NUM_CLASSES, 8, 8, generator=generator)
+    logits[:, 0] += 1.0  # a class that is more frequent and surer than others
+    view = TeacherView(logits, torch.zeros(2, 8, 8, 8))
+    pseudo = pseudo_label(state, view, view, batch, 0.4, config, generator)
+    probs = upsample(logits, SIZE).softmax(1)
+    predictions, entropy = probs.argmax(dim=1), prediction_entropy(probs)
+    thresholds = []
+    for class_id in range(NUM_CLASSES):
+        own = predictions == class_id
+        thresholds.append(entropy[own].quantile(0.6).item())
+        kept = pseudo.labels[own] != IGNORE
+        assert kept.float().mean().item() == pytest.approx(0.6, abs=0.02)
+        assert torch.equal(kept, entropy[own] <= thresholds[-1])
+    assert max(thresholds) > 1.1 * min(thresholds)
+    assert pseudo.threshold.item() == pytest.approx(sum(thresholds) / NUM_CLASSES)
+    assert torch.equal(pseudo.unreliable, (pseudo.labels == IGNORE)[:, 2::4, 2::4])
 
 
 @pytest.mark.parametrize("source", ["unreliable", "reliable", "all"])

@@ -132,7 +132,7 @@ class PseudoLabels:
         weight: scalar, λ_u of the first.
         num_kept: scalar, its pixels with a pseudo-label, of the whole batch.
         num_valid: scalar, its valid pixels of the whole batch.
-        threshold: scalar, γ_t in nats.
+        threshold: scalar, γ_t in nats; the mean of the classes' where each has its own.
         unreliable: [B, h, w] bool.
         undecided: [B, h, w] bool, where negatives are looked for (Eq. 15: where it is unreliable).
     """
@@ -166,10 +166,10 @@ def pseudo_label(
         donors = from_labels(batch.labeled, view_l, own, state.ignore_index)
     views = mixed_views(own, donors, unlabeled, state, config, generator)
     first = views[0]
-    threshold = threshold_of(first, alpha, state, config)
+    thresholds = thresholds_of(first, alpha, state, config)
     if config.method.feature_dropout == "stream":
         views.append(replace(own.without_contrast(), images=unlabeled.weak))
-    labels = [labels_of(pixels, threshold, state.ignore_index, config) for pixels in views]
+    labels = [labels_of(pixels, thresholds, state.ignore_index, config) for pixels in views]
     kept = torch.stack([(each != state.ignore_index).sum() for each in labels])
     valid = torch.stack([pixels.valid.sum() for pixels in views])
     num_valid, num_kept = state.world.sum(torch.stack([valid, kept]))
@@ -189,6 +189,7 @@ def pseudo_label(
         )
         for i, pixels in enumerate(views)
     )
+    threshold = threshold_at(first, thresholds)
     unreliable = partition.unreliable_mask(first.entropy, threshold, first.valid)
     grid = (view_u.logits.shape[-2], view_u.logits.shape[-1])
     return PseudoLabels(
@@ -198,24 +199,49 @@ def pseudo_label(
         weight=weights[0],
         num_kept=num_kept[0],
         num_valid=num_valid[0],
-        threshold=threshold,
+        threshold=thresholds if thresholds.ndim == 0 else mean_of_finite(thresholds),
         unreliable=on_grid(unreliable, grid),
         undecided=on_grid(undecided(first, unreliable, config), grid),
     )
 
 
-def threshold_of(pixels: MixedPixels, alpha: float, state: TrainState, config: Config) -> Tensor:
-    """γ_t of Eq. 6 over the whole batch's pixels that the teacher has judged, a scalar."""
-    threshold: Tensor = of_method(partition.entropy_threshold, config)(
-        pixels.entropy,
-        pixels.judged,
+def thresholds_of(pixels: MixedPixels, alpha: float, state: TrainState, config: Config) -> Tensor:
+    """γ_t of Eq. 6 over the whole batch's pixels that the teacher has judged.
+
+    Returns:
+        A scalar, or [C] where each predicted class has its own.
+    """
+    given: dict[str, Any] = {
         # a number would be compiled in, and this one changes with each step
-        unreliable_fraction=torch.full(
+        "unreliable_fraction": torch.full(
             (), alpha, dtype=torch.float64, device=pixels.entropy.device
         ),
-        total=state.world.sum if state.world.size > 1 else None,
+        "total": state.world.sum if state.world.size > 1 else None,
+    }
+    if config.method.partition_by == "class":
+        given["num_classes"] = len(state.queues.capacities)
+        by_class: Tensor = of_method(partition.class_entropy_thresholds, config)(
+            pixels.entropy, pixels.predictions, pixels.judged, **given
+        )
+        return by_class
+    threshold: Tensor = of_method(partition.entropy_threshold, config)(
+        pixels.entropy, pixels.judged, **given
     )
     return threshold
+
+
+def threshold_at(pixels: MixedPixels, thresholds: Tensor) -> Tensor:
+    """The threshold of each pixel, [B, H, W], or the scalar of all of them."""
+    if thresholds.ndim == 0:
+        return thresholds
+    known = pixels.judged | pixels.valid  # others have no class; they count nowhere
+    return thresholds[torch.where(known, pixels.predictions, 0)]
+
+
+def mean_of_finite(values: Tensor) -> Tensor:
+    """The mean of what is finite; 0 where nothing is."""
+    finite = values.isfinite()
+    return torch.where(finite, values, 0).sum() / finite.sum().clamp_min(1)
 
 
 def weights_of_streams(
@@ -250,9 +276,10 @@ def mixed_views(
     return views
 
 
-def labels_of(pixels: MixedPixels, threshold: Tensor, ignore_index: int, config: Config) -> Tensor:
+def labels_of(pixels: MixedPixels, thresholds: Tensor, ignore_index: int, config: Config) -> Tensor:
     """Pseudo-labels [B, H, W], by entropy (Eq. 6) or by confidence."""
     if config.method.pseudo_threshold is None:
+        threshold = threshold_at(pixels, thresholds)
         return partition.pseudo_labels(
             pixels.predictions, pixels.entropy, threshold, pixels.valid, ignore_index=ignore_index
         )
