@@ -43,7 +43,7 @@ def test_networks_alone_compute_what_the_contrast_needs(monkeypatch: pytest.Monk
         for network in (kind.state.student, kind.state.teacher):
             network.register_forward_pre_hook(
                 lambda _, args, kwargs, name=name: seen.setdefault(name, []).append(
-                    (len(args[0]), kwargs["with_features"])
+                    (len(args[0]), kwargs.get("with_features", True))
                 ),
                 with_kwargs=True,
             )

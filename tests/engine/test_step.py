@@ -543,7 +543,16 @@ def test_contrast_is_that_of_the_students_features_at_the_anchors(
     config = tiny_config(method__anchor_threshold=0.0)
     fabric, state = tiny_state(config)
     seen: list[Tensor] = []
-    state.student.register_forward_hook(lambda *call: seen.append(call[2].features.detach()))
+
+    def look(_: Any, images: tuple[Tensor], given: dict[str, Any], output: Any) -> None:
+        assert output.features.shape == (NUM_CLASSES * 8, 8)  # of the anchors alone
+        with torch.no_grad(), torch.random.fork_rng():  # and here of every pixel
+            torch.set_rng_state(before[-1])  # the decoder drops channels
+            seen.append(state.student.module(*images, **(given | {"feature_cells": None})).features)
+
+    before: list[Tensor] = []
+    state.student.register_forward_pre_hook(lambda *_: before.append(torch.get_rng_state()))
+    state.student.register_forward_hook(look, with_kwargs=True)
     for seed in range(2):
         batch = tiny_batch(num_labeled=num_labeled, seed=seed)
         values = training_step(fabric, state, batch, config)

@@ -196,3 +196,25 @@ def test_fpn_says_which_widths_it_takes() -> None:
     """Its group normalisation splits the channels into 32 groups."""
     with pytest.raises(UserError, match="decoder_channels"):
         Segmenter(settings(**KINDS["fpn"] | {"decoder_channels": 48}), 3)
+
+
+def test_features_of_some_cells_are_those_of_the_map_and_teach_the_same() -> None:
+    model = Segmenter(ModelSettings(encoder="small", pretrained=False, feature_size=5), 3).eval()
+    images = torch.rand(2, 3, 33, 46, generator=torch.Generator().manual_seed(0))
+    cells = torch.tensor([0, 5, 107, 108, 215, 5])  # 9 x 12 cells an image; one of them twice
+    whole = model(images)
+    assert whole.features.shape == (2, 5, 9, 12)
+    expected = whole.features.movedim(1, -1).flatten(0, 2)[cells]
+    some = model(images, feature_cells=cells)
+    torch.testing.assert_close(some.features, expected)
+    assert torch.equal(some.logits, whole.logits)
+    pull = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
+    weights = list(model.parameters())
+    for one, other in zip(
+        torch.autograd.grad((some.features * pull).sum(), weights, allow_unused=True),
+        torch.autograd.grad((expected * pull).sum(), weights, allow_unused=True),
+        strict=True,
+    ):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other)

@@ -15,6 +15,7 @@ from u2pl.engine import pairs as contrast
 from u2pl.engine.state import TrainState
 from u2pl.engine.targets import MixedPixels, PseudoLabels, TeacherView, judge_pixels
 from u2pl.mixing import on_grid
+from u2pl.models.segmenter import at_cells
 
 FRACTION = 0.2
 """α_t: pixels held unreliable."""
@@ -53,7 +54,7 @@ class Method:
 
     def run(self, clock: Clock) -> Tensor:
         """Do one step's work, backward pass included; return the loss."""
-        inputs, state, config = self.inputs, self.state, self.config
+        inputs, state, config, workload = self.inputs, self.state, self.config, self.workload
         view = TeacherView(inputs.logits_l, inputs.features_l)
         with torch.no_grad():
             with clock("thresholds"):
@@ -74,7 +75,10 @@ class Method:
             with clock("sampling"):
                 pairs = contrast.choose_pairs(state, anchor, negative, draws)
         with clock("contrast forward"):
-            loss = contrast.contrast_of_part(pairs, state.queues.keys, inputs.student, rows, config)
+            area = workload.grid[0] * workload.grid[1]
+            here, cells = contrast.cells_here(pairs.anchors, rows, area)
+            anchors = at_cells(inputs.student, cells)
+            loss = contrast.contrast_of_part(pairs, state.queues.keys, anchors, here, config)
         with clock("contrast backward"):
             inputs.student.grad = None
             torch.autograd.backward(loss)

@@ -149,9 +149,10 @@ class NetworkSteps(Steps):
             view = TeacherView(views[1].logits, views[1].features[:, :0])
             pseudo = pseudo_label(state, None, view, batch, alpha, bare, generator)
         labels, size = batch.labeled.labels, config.data.crop
+        num_anchors = len(state.queues.capacities) * config.method.num_anchors
         logits, features = state.student(
             torch.cat([batch.labeled.images, *(s.images for s in pseudo.streams)]),
-            with_features=True,
+            feature_cells=torch.zeros(num_anchors, dtype=torch.long, device=labels.device),
         )
         full = upsample(logits.float(), size)
         count = (labels != IGNORE).sum()

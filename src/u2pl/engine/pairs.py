@@ -22,6 +22,7 @@ from u2pl.engine.compiled import of_method
 from u2pl.engine.state import TrainState
 from u2pl.engine.targets import PseudoLabels, TeacherView, ranks
 from u2pl.mixing import on_grid
+from u2pl.models.segmenter import at_cells
 
 
 @dataclass(frozen=True)
@@ -196,33 +197,39 @@ def pixels_at(index: Tensor, features: Tensor, rows: Tensor) -> Tensor:
         features: [n, D, h, w] of the n images that are here.
         rows: [n] int64, which images of the whole batch they are.
     """
-    here, found = _found(index, features, rows)
+    here, cells = cells_here(index, rows, features.shape[-2] * features.shape[-1])
+    found = at_cells(features, cells)
     return torch.where(here.unsqueeze(-1), found, torch.zeros_like(found))
 
 
-def _found(index: Tensor, features: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether a pixel of the whole batch is here, and its feature; another's where it is not."""
-    cells = features.shape[-2] * features.shape[-1]
-    image, cell = index // cells, index % cells
-    match = image.unsqueeze(-1) == rows  # [..., n]
-    # indexed as they lie: to bring D behind the cells first would copy all features
-    found = features.flatten(2).transpose(1, 2)[match.long().argmax(dim=-1), cell]
-    return match.any(dim=-1), found
+def cells_here(index: Tensor, rows: Tensor, area: int) -> tuple[Tensor, Tensor]:
+    """Where pixels of the whole batch are in a part of it.
+
+    Args:
+        index: [...] int64, positions in the flattened grid of the whole batch.
+        rows: [n] int64, which images of the whole batch the part holds.
+        area: h · w, cells of an image.
+
+    Returns:
+        [...] bool, whether a pixel is here, and [...] int64, its position in the part's flattened
+        grid; another's where it is not.
+    """
+    match = (index // area).unsqueeze(-1) == rows  # [..., n]
+    return match.any(dim=-1), match.long().argmax(dim=-1) * area + index % area
 
 
 def contrast_of_part(
-    pairs: ContrastPairs, keys: Tensor, features: Tensor, rows: Tensor, config: Config
+    pairs: ContrastPairs, keys: Tensor, anchors: Tensor, here: Tensor, config: Config
 ) -> Tensor:
-    """Eq. 4 of the anchors that lie in these rows of the batch.
+    """Eq. 4 of the anchors that lie in a part of the batch.
 
     Args:
         pairs: of the whole batch.
         keys: of the queues.
-        features: [n, D, h, w] of the student, the n images of this part.
-        rows: [n] int64, which images of the batch they are.
+        anchors: [C, M, D], the student's features of the anchors; anything where one is not here.
+        here: [C, M] bool.
         config: temperature.
     """
-    here, anchors = _found(pairs.anchors, features, rows)
     return losses.contrastive_loss_of_drawn(
         anchors,
         pairs.positives,

@@ -6,7 +6,7 @@ grid [h, w]; images, labels and losses at full size [H, W].
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
@@ -19,10 +19,17 @@ from u2pl.data.loaders import derive_seed
 from u2pl.engine.compiled import of_method
 from u2pl.engine.guard import are_finite, gradient_norm, has_scaler
 from u2pl.engine.optimizer import learning_rate_factor, set_learning_rate
-from u2pl.engine.pairs import ContrastPairs, contrast_of_part, contrast_pairs, rows_of_batch
+from u2pl.engine.pairs import (
+    ContrastPairs,
+    cells_here,
+    contrast_of_part,
+    contrast_pairs,
+    rows_of_batch,
+)
 from u2pl.engine.state import TrainState
 from u2pl.engine.targets import PseudoLabels, Stream, TeacherView, pseudo_label
 from u2pl.models import upsample
+from u2pl.models.segmenter import STRIDE
 from u2pl.teacher import follow, statistics_at_rest, teacher_decay
 
 
@@ -136,19 +143,18 @@ def backward_in_parts(
         images, labels = labeled.images[share], labeled.labels[share]
         size, split = (images.shape[-2], images.shape[-1]), len(images)
         streams = () if pseudo is None else tuple(s.part(share) for s in pseudo.streams)
-        logits, features = student_views(state, images, streams, pairs, config)
+        wanted = None if pairs is None else anchors_of_part(state, pairs, labeled, pseudo, share)
+        logits, features = student_views(state, images, streams, wanted, config)
         full = upsample(logits.float(), size)
         terms = {"loss_s": supervised_loss(full[:split], labels, num_labeled, state, config)}
         if streams:
             terms["loss_u"] = unsupervised_loss(full[split:], streams, ignore_index, config)
         if pairs is not None:
-            num_unlabeled = 0 if pseudo is None else len(pseudo.labels)
-            rows = rows_of_batch(state, len(labeled.images), num_unlabeled)
-            rows_l, rows_u = torch.split(rows, [len(labeled.images), num_unlabeled])
-            rows = torch.cat([rows_l[share], rows_u[share]])
+            assert wanted is not None, "of the pairs"
             assert features is not None, "asked for with the pairs"
+            anchors = features.view(*pairs.anchors.shape, -1)
             terms["loss_c"] = of_method(contrast_of_part, config)(
-                pairs, state.queues.keys, features[: len(rows)], rows, config
+                pairs, state.queues.keys, anchors, wanted.here, config
             )
         loss = terms["loss_s"] + terms.get("loss_u", zero)
         loss = loss + config.method.contrastive_weight * terms.get("loss_c", zero)
@@ -160,34 +166,80 @@ def backward_in_parts(
     return dict(zip(totals, summed, strict=True))
 
 
+class Wanted(NamedTuple):
+    """The anchors of all classes in a part of the batch.
+
+    Attributes:
+        here: [C, M] bool, whether an anchor is in the part.
+        cells: [C · M] int64, where, in the flattened grid of the part's images.
+        area: h · w of an image.
+    """
+
+    here: Tensor
+    cells: Tensor
+    area: int
+
+
+def anchors_of_part(
+    state: TrainState,
+    pairs: ContrastPairs,
+    labeled: LabeledBatch,
+    pseudo: PseudoLabels | None,
+    share: slice,
+) -> Wanted:
+    """Find the whole batch's anchors in some of its images, labelled ones first."""
+    num_unlabeled = 0 if pseudo is None else len(pseudo.labels)
+    rows = rows_of_batch(state, len(labeled.images), num_unlabeled)
+    rows_l, rows_u = torch.split(rows, [len(labeled.images), num_unlabeled])
+    rows = torch.cat([rows_l[share], rows_u[share]])
+    height, width = labeled.images.shape[-2:]  # as unlabelled ones are
+    area = -(-height // STRIDE) * -(-width // STRIDE)
+    here, cells = cells_here(pairs.anchors, rows, area)
+    return Wanted(here, cells.flatten(), area)
+
+
 def student_views(
     state: TrainState,
     images_l: Tensor,
     streams: tuple[Stream, ...],
-    pairs: ContrastPairs | None,
+    wanted: Wanted | None,
     config: Config,
 ) -> tuple[Tensor, Tensor | None]:
-    """Logits and features of labelled images, then of each stream's.
+    """Logits [n, C, h, w] of labelled images, then of each stream's, and features of anchors.
 
     With ``train.separate_statistics`` BatchNorm normalises each half by itself, and its running
     averages, which the teacher follows, are those of the mixed images alone.
+
+    Returns:
+        The logits, and [K, D] at the cells that are wanted; None where none are.
     """
-    with_features = pairs is not None
     images_u = [stream.images for stream in streams]
+    given: dict[str, Any] = {"with_features": wanted is not None}
+    cells = None if wanted is None else wanted.cells
     if not streams or not config.train.separate_statistics:
         logits, features = state.student(
             torch.cat([images_l, *images_u]),
-            with_features=with_features,
+            feature_cells=cells,
             channel_factors=factors_of(streams, len(images_l)),
+            **given,
         )
         return logits, features
+    # each half is asked for all anchors, and those of the other half are left out
+    border = 0 if wanted is None else len(images_l) * wanted.area
+    cells_l, cells_u = (None, None) if cells is None else (cells, (cells - border).clamp_min(0))
     with statistics_at_rest(state.student):
-        logits_l, features_l = state.student(images_l, with_features=with_features)
+        cells_l = None if cells_l is None else torch.where(cells_l < border, cells_l, 0)
+        logits_l, features_l = state.student(images_l, feature_cells=cells_l, **given)
     logits_u, features_u = state.student(
-        torch.cat(images_u), with_features=with_features, channel_factors=factors_of(streams, 0)
+        torch.cat(images_u),
+        feature_cells=cells_u,
+        channel_factors=factors_of(streams, 0),
+        **given,
     )
-    features = torch.cat([features_l, features_u]) if with_features else None
-    return torch.cat([logits_l, logits_u]), features
+    logits = torch.cat([logits_l, logits_u])
+    if cells is None:
+        return logits, None
+    return logits, torch.where((cells < border).unsqueeze(1), features_l, features_u)
 
 
 def factors_of(streams: tuple[Stream, ...], num_before: int) -> list[Tensor] | None:

@@ -28,7 +28,8 @@ class SegmentationOutput(NamedTuple):
 
     Attributes:
         logits: [B, C, h, w] on the feature grid, h = ceil(H / 4), w = ceil(W / 4).
-        features: [B, D, h, w] of unit length, or None where they were not asked for.
+        features: [B, D, h, w] of unit length, [K, D] of the K cells that were asked for, or None
+            where none were.
     """
 
     logits: Tensor
@@ -81,6 +82,7 @@ class Segmenter(nn.Module):
         images: Tensor,
         *,
         with_features: bool = True,
+        feature_cells: Tensor | None = None,
         channel_factors: Sequence[Tensor] | None = None,
     ) -> SegmentationOutput:
         """Logits and unit features on the feature grid.
@@ -88,6 +90,9 @@ class Segmenter(nn.Module):
         Args:
             images: [B, 3, H, W], RGB in [0, 1].
             with_features: False leaves the representation head out.
+            feature_cells: [K] int64, positions in the flattened grid of all images, repeats
+                allowed: features of these cells alone, which spares most of the head's last layer
+                and all maps of D channels. None gives features of every cell.
             channel_factors: for each of ``map_sizes`` [B, K], what the encoder's channels are
                 multiplied by on their way to the decoder; see :mod:`u2pl.perturbation`.
         """
@@ -102,7 +107,33 @@ class Segmenter(nn.Module):
         logits = self.segmentation_head(grid)
         if not with_features:
             return SegmentationOutput(logits, None)
-        return SegmentationOutput(logits, F.normalize(self.representation_head(grid), dim=1))
+        embedded, last = self.representation_head[:-1](grid), self.representation_head[-1]
+        assert isinstance(last, nn.Conv2d), "as head makes it"
+        if feature_cells is None:
+            return SegmentationOutput(logits, F.normalize(last(embedded), dim=1))
+        cells = at_cells(embedded, feature_cells)
+        features = F.linear(cells, last.weight.flatten(1), last.bias)
+        return SegmentationOutput(logits, F.normalize(features, dim=1))
+
+
+def at_cells(maps: Tensor, cells: Tensor) -> Tensor:
+    """Read maps at some cells.
+
+    Args:
+        maps: [B, K, h, w].
+        cells: [...] int64, positions in the flattened grid [B, h, w].
+
+    Returns:
+        [..., K].
+
+    >>> maps = torch.arange(8).view(2, 2, 1, 2)  # two images of two channels and two cells
+    >>> at_cells(maps, torch.tensor([0, 3]))
+    tensor([[0, 2],
+            [5, 7]])
+    """
+    area = maps.shape[-2] * maps.shape[-1]
+    # indexed as they lie: to bring the channels behind the cells first would copy all of them
+    return maps.flatten(2).transpose(1, 2)[cells // area, cells % area]
 
 
 def map_sizes(encoder: nn.Module) -> list[int]:
