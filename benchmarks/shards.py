@@ -6,8 +6,9 @@
 ``index`` writes tars of tiny members into a temporary folder and opens a data set of them twice,
 the second time by the index that was kept, each in a process of its own. ``latency`` serves painted
 streets by HTTP with range requests, each answered after a pause, and loads training batches with
-some numbers of loader processes; the first row is of the same images as files. JPEG of 512x1024,
-crops of 512x512 (recipe ``default``, colours as it says), batches of 4 + 4.
+some numbers of loader processes; the first row is of the same images as files. They are JPEG, crops
+are square and of their height, and batches hold 4 + 4 images; all else is the recipe ``default``.
+Labelled images are files in each row.
 """
 
 from __future__ import annotations
@@ -37,8 +38,6 @@ from u2pl.data.sources import load_dataset, split_hash
 SHARDS = 100
 """Of a million members."""
 
-_SIZE = (512, 1024)
-
 
 def main() -> None:
     """Run one of the two measurements and print its table."""
@@ -50,12 +49,14 @@ def main() -> None:
     latency.add_argument("--milliseconds", type=float, default=50)
     latency.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2, 4, 8, 16])
     latency.add_argument("--steps", type=int, default=24)
+    latency.add_argument("--size", type=int, nargs=2, default=[512, 1024], help="height, width")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         if given.part == "index":
             measure_index(Path(place), given.members)
         else:
-            measure_latency(Path(place), given.milliseconds, given.workers, given.steps)
+            sources = given.milliseconds, (given.size[0], given.size[1])
+            measure_latency(Path(place), *sources, given.workers, given.steps)
 
 
 def measure_index(folder: Path, members: int) -> None:
@@ -160,9 +161,11 @@ def _serve(folder: Path, pause: float, sender: Connection) -> None:
         server.serve_forever()
 
 
-def measure_latency(folder: Path, milliseconds: float, workers: list[int], steps: int) -> None:
-    """Print unlabelled images a second, of files, local shards and shards behind a slow server."""
-    files = as_jpeg(paint(folder / "png", size=_SIZE), folder / "jpeg")
+def measure_latency(
+    folder: Path, milliseconds: float, size: tuple[int, int], workers: list[int], steps: int
+) -> None:
+    """Print images a second, labelled and unlabelled, of files, local shards and shards behind a slow server."""
+    files = as_jpeg(paint(folder / "png", size=size), folder / "jpeg")
     tree = yaml.safe_load(files.read_text())
     with tarfile.open(files.parent / "pool-000.tar", "w") as tar:
         tar.add(files.parent / tree["unlabeled"]["images"], "pool")
@@ -177,18 +180,18 @@ def measure_latency(folder: Path, milliseconds: float, workers: list[int], steps
         print(f"| images a second | {' | '.join(f'{count} workers' for count in workers)} |")
         print("|---|" + "---|" * len(workers))
         for name, path in sources.items():
-            rates = [_rate(path, count, steps) for count in workers]
+            rates = [_rate(path, size[0], count, steps) for count in workers]
             print(f"| {name} | {' | '.join(f'{rate:.1f}' for rate in rates)} |", flush=True)
 
 
-def _rate(path: Path, workers: int, steps: int) -> float:
+def _rate(path: Path, crop: int, workers: int, steps: int) -> float:
     """Return images a second, labelled and unlabelled, after the workers have begun."""
     dataset = load_dataset(path)
     settings = make_config(
         "default",
         overrides={
             "data.num_workers": workers,
-            "data.crop": [512, 512],
+            "data.crop": [crop, crop],
             "data.batch_labeled": 4,
             "data.batch_unlabeled": 4,
         },
