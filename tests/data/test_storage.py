@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
+import threading
+import time
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -40,7 +45,7 @@ def local(tmp_path: Path) -> str:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that would have been waited."""
     waited: list[float] = []
-    monkeypatch.setattr(storage.time, "sleep", waited.append)
+    monkeypatch.setattr(storage, "_sleep", waited.append)
     return waited
 
 
@@ -132,6 +137,67 @@ def test_request_that_fails_for_good_is_a_sentence(
     monkeypatch.setattr(system, "cat_file", lambda *_, **__: b"")
     with pytest.raises(ReadError, match="0 of 2 bytes came"):
         read_range(remote, state, 1, 2)
+
+
+class _Server(SimpleHTTPRequestHandler):
+    """Answers range requests, but of a file that is called whole."""
+
+    protocol_version = "HTTP/1.1"  # whose connections stay open
+    disable_nagle_algorithm = True
+
+    def do_GET(self) -> None:
+        if "whole" in self.path or "Range" not in self.headers:
+            return super().do_GET()
+        first, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
+        content = Path(self.translate_path(self.path)).read_bytes()[first : last + 1]
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+        return None
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[str]:
+    (tmp_path / "a.bin").write_bytes(b"0123456789")
+    (tmp_path / "whole.bin").write_bytes(b"0123456789")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Server, directory=tmp_path)) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        server.block_on_close = False
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_parts_come_by_http_in_this_process_and_in_its_forks(served: str) -> None:
+    address = f"{served}/a.bin"
+    state = file_state(address)
+    assert state.size == 10
+    assert "Last-Modified" in state.stamp
+    assert read_range(address, state, 3, 4) == b"3456"
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_read_some, args=(address, state, sender))
+    process.start()
+    assert receiver.recv() == b"789"
+    process.join()
+    started = time.monotonic()  # the child must not have closed what this process listens to
+    assert read_range(address, state, 1, 2) == b"12"
+    assert time.monotonic() - started < 30
+    with pytest.raises(ReadError, match="there is no such file"):
+        file_state(f"{served}/none.bin")
+    with pytest.raises(ReadError, match="take a server that answers range requests"):
+        read_range(f"{served}/whole.bin", state, 3, 4)
+
+
+def _read_some(address: str, state: FileState, sender: Connection) -> None:
+    content = read_range(address, state, 7, 3)
+    gc.collect()
+    sender.send(content)
 
 
 def test_what_is_not_there_is_told_at_once(

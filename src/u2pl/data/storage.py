@@ -10,9 +10,9 @@ import os
 import re
 import stat
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
+from time import sleep as _sleep
 from typing import Any, NamedTuple, TypeVar
 
 from fsspec.core import url_to_fs
@@ -40,6 +40,10 @@ _STAMPS = (
     "created",
 )
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+# File systems that were asked. A fork must never collect those of its parent: their connections,
+# closed there, are taken out of what the parent's event loop listens to, which then waits for ever.
+_KEPT: dict[int, Any] = {}
 
 T = TypeVar("T")
 
@@ -116,8 +120,8 @@ def public_address(address: str) -> str:
 def file_system(address: str) -> tuple[Any, str]:
     """Return fsspec's file system of a remote address, and what it calls the file.
 
-    Asked anew for each use: fsspec keeps one instance for each process, and after a fork the
-    parent's must not be used.
+    Asked anew for each use: fsspec has one instance for each process, and a fork must not use its
+    parent's.
 
     Raises:
         UserError: where the protocol is unknown, its package is missing, or it refuses.
@@ -138,6 +142,7 @@ def file_system(address: str) -> tuple[Any, str]:
         ) from None
     except Exception as error:  # whatever a package raises for want of a host or of credentials
         raise UserError(f"{shown} cannot be opened: {_words(error)}.") from None
+    _KEPT[id(found[0])] = found[0]
     return found
 
 
@@ -224,7 +229,7 @@ def _patiently(request: Callable[[], T]) -> T:
                     f"{len(_WAITS) + 1} requests failed, the last with: {_words(error)}",
                     "look at the network and at the server, then go on",
                 ) from None
-            time.sleep(wait)
+            _sleep(wait)
     raise AssertionError("the last try returns or raises")
 
 
