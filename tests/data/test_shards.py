@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import logging
 import pickle
 import shutil
 import tarfile
@@ -385,13 +386,20 @@ def test_index_is_kept_until_a_shard_changes(path: Path, monkeypatch: pytest.Mon
 
 
 def test_remote_index_is_kept_until_a_shard_changes(
-    path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+    path: Path,
+    bucket: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     _say(path, f"{bucket}/*.tar")
-    load_dataset(path)
+    with caplog.at_level(logging.WARNING):
+        load_dataset(path)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("Indexing 2 shards of 6.14e-05 GB, the first memory://")
     with monkeypatch.context() as patch:
         patch.setattr(module, "index_tar", _must_not_be_called)
         load_dataset(path)
+    assert len(caplog.records) == 1
     content = (path.parent / "pool" / "pool-000.tar").read_bytes().replace(b"a/b_0", b"a/b_9")
     blocks = bytearray(content)
     blocks[148:156] = b" " * 8

@@ -231,6 +231,15 @@ def test_secrets_of_an_address_are_not_shown() -> None:
     assert public_address("/data/a?b@c.tar") == "/data/a?b@c.tar"
 
 
+def test_new_signature_makes_no_other_image_where_there_is_an_etag() -> None:
+    first = Member("https://host/a.tar?sig=1", FileState(9, "ETag=x"), "b.jpg", 0, 1)
+    second = first._replace(address="https://host/a.tar?sig=2")
+    assert first.identity == second.identity
+    assert first.identity != second._replace(state=FileState(9, "ETag=y")).identity
+    unstamped = FileState(9, "")
+    assert first._replace(state=unstamped).identity != second._replace(state=unstamped).identity
+
+
 def test_member_of_a_claimed_gigabyte_is_not_read(local: str) -> None:
     with pytest.raises(ReadError, match="it claims 1,073,741,825 bytes"):
         Member(local, file_state(local), "b.jpg", 0, 2**30 + 1).read()

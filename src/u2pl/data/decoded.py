@@ -155,9 +155,9 @@ def decoder(dataset: Dataset, settings: DataSettings) -> Decoder:
 
 
 def _state(path: ImageFile) -> tuple[object, ...]:
-    """What tells a file, as it is now, from every other; of a member of a shard, all it is."""
+    """What tells a file, as it is now, from every other."""
     if not isinstance(path, Path):
-        return tuple(path)
+        return path.identity
     found = os.stat(path)
     return str(path), found.st_size, found.st_mtime_ns
 

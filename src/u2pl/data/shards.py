@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 
@@ -169,15 +169,17 @@ def find_shards(
     ]
     labels = _labels(addresses, where)
     folders = [root / FOLDER, yaml_path.absolute().parent / FOLDER]
-    indexed = partial(_indexed, folders=folders, suffixes=suffixes)
     # one at a time where all are local, as then nothing but Python itself takes time
     with ThreadPoolExecutor(_REQUESTS if any(map(is_remote, addresses)) else 1) as pool:
-        results = list(pool.map(indexed, addresses, labels))
-    faults = [found for found in results if isinstance(found, UserError)]
+        looked_up = partial(_looked_up, suffixes=suffixes, folders=folders)
+        found = list(pool.map(looked_up, addresses, labels))
+        _tell([one for one in found if isinstance(one, _Unread)])
+        results = list(pool.map(partial(_indexed, suffixes=suffixes, folders=folders), found))
+    faults = [one for one in results if isinstance(one, UserError)]
     if faults:
         more = f" ({len(faults) - 1} more of {len(results)} shards.)" if len(faults) > 1 else ""
         raise UserError(f"{faults[0]}{more}", exit_code=faults[0].exit_code)
-    shards = tuple(found for found in results if isinstance(found, Shard))
+    shards = tuple(one for one in results if isinstance(one, Shard))
     if not any(len(shard.index.offsets) for shard in shards):
         raise UserError(
             f"{where}: expected images ({', '.join(sorted(suffixes))}) in {len(shards)} shards, "
@@ -320,34 +322,69 @@ def _may_name(part: str) -> bool:
     return part not in ("", ".", "..") and not part.endswith(":")
 
 
-def _indexed(
-    address: str, label: str, *, folders: Sequence[Path], suffixes: Collection[str]
-) -> Shard | UserError:
-    """Return a shard, or what is wrong with it."""
+class _Unread(NamedTuple):
+    """A shard of which no index is kept; ``name`` is that of the file that will."""
+
+    address: str
+    label: str
+    state: FileState
+    name: str
+
+
+def _looked_up(
+    address: str, label: str, *, suffixes: Collection[str], folders: Sequence[Path]
+) -> Shard | _Unread | UserError:
+    """Return a shard by the index that is kept of it, what to index, or what is wrong with it."""
     try:
         state = file_state(address)
-        key = (_VERSION, address, state, sorted(suffixes))
-        name = f"{hashlib.blake2b(repr(key).encode(), digest_size=16).hexdigest()}.npz"
-        for folder in folders:
-            index = _read_index(folder / name, state)
-            if index is not None:
-                return Shard(address, label, state, index)
-        logger.info("Indexing %s", public_address(address))
-        index = index_tar(
-            partial(read_range, address, state),
-            state.size,
-            suffixes=suffixes,
-            window=_REMOTE_WINDOW if is_remote(address) else _LOCAL_WINDOW,
-        )
-    except (ReadError, TarError) as error:
+    except ReadError as error:
         return UserError(f"{public_address(address)}: {error.what}; {error.remedy}.")
     except UserError as error:
         return error
+    # a signature is new each day; without a time or an ETag it may be all that tells two files
+    place = public_address(address) if state.stamp else address
+    key = (_VERSION, place, state, sorted(suffixes))
+    name = f"{hashlib.blake2b(repr(key).encode(), digest_size=16).hexdigest()}.npz"
+    for folder in folders:
+        index = _read_index(folder / name, state)
+        if index is not None:
+            return Shard(address, label, state, index)
+    return _Unread(address, label, state, name)
+
+
+def _tell(unread: Sequence[_Unread]) -> None:
+    """Say what is about to take a while."""
+    remote = [shard for shard in unread if is_remote(shard.address)]
+    if remote:
+        logger.warning(
+            "Indexing %d shards of %.3g GB, the first %s. This reads their headers, and most of "
+            "what lies between small images, once; the index is kept.",
+            len(remote),
+            sum(shard.state.size for shard in remote) / 1e9,
+            public_address(remote[0].address),
+        )
+
+
+def _indexed(
+    shard: Shard | _Unread | UserError, *, suffixes: Collection[str], folders: Sequence[Path]
+) -> Shard | UserError:
+    """Return a shard with its index, made now if need be, or what is wrong with it."""
+    if not isinstance(shard, _Unread):
+        return shard
+    try:
+        index = index_tar(
+            partial(read_range, shard.address, shard.state),
+            shard.state.size,
+            suffixes=suffixes,
+            window=_REMOTE_WINDOW if is_remote(shard.address) else _LOCAL_WINDOW,
+        )
+    except (ReadError, TarError) as error:
+        return UserError(f"{public_address(shard.address)}: {error.what}; {error.remedy}.")
     for folder in folders:
         with suppress(UserError, OSError):  # a folder that may not be written to costs time alone
-            _write_index(folder / name, index)
+            _write_index(folder / shard.name, index)
             break
-    return Shard(address, label, state, index)
+    return Shard(shard.address, shard.label, shard.state, index)
 
 
 def _write_index(path: Path, index: TarIndex) -> None:

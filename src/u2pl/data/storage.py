@@ -82,6 +82,15 @@ class Member(NamedTuple):
     def __str__(self) -> str:
         return f"{public_address(self.address)}/{self.name}"
 
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What tells it from every other image, and from what it was before a change.
+
+        Where the shard has a time or an ETag, the signature in its address is none of it.
+        """
+        place = public_address(self.address) if self.state.stamp else self.address
+        return place, *self[1:]
+
     def read(self) -> bytes:
         """Return its bytes.
 
