@@ -349,6 +349,19 @@ def test_check_counts_members_and_tells_what_is_odd(path: Path) -> None:
     assert said["x.png"].startswith("the file has the same content as")
 
 
+def test_check_fetches_each_member_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, fetched = load_dataset(path), []
+    read = Member.read
+
+    def count(member: Member) -> bytes:
+        fetched.append(member)
+        return read(member)
+
+    monkeypatch.setattr(Member, "read", count)
+    assert check_dataset(dataset, workers=2).errors == ()
+    assert sorted(fetched) == sorted(sample.image for sample in dataset.unlabeled)  # type: ignore[type-var]
+
+
 def test_shard_that_changes_while_it_is_read_is_told(path: Path) -> None:
     dataset = load_dataset(path)
     file = path.parent / "pool" / "pool-000.tar"
@@ -430,6 +443,14 @@ def test_damaged_index_is_made_again(path: Path, damage: str) -> None:
         with file.open("wb") as raw:
             np.savez(raw, **arrays)
     assert tuple(load_dataset(path).unlabeled) == expected
+
+
+def test_index_is_not_written_through_a_link_out_of_the_root(path: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path.with_name(f"{tmp_path.name}-elsewhere")
+    elsewhere.mkdir()
+    (path.parent / FOLDER).symlink_to(elsewhere, target_is_directory=True)
+    assert len(load_dataset(path).unlabeled) == 6
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_folder_that_may_not_be_written_to_costs_time_alone(path: Path) -> None:

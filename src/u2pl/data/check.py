@@ -188,10 +188,11 @@ def _examine(dataset: Dataset, image: ImageFile, samples: list[Sample]) -> _Fact
     errors, warnings, digest, size = [], [], "", None
     sketches: _Sketches = {}
     try:
-        pixels = read_image(image)
+        fetched = None if isinstance(image, Path) else read_bytes(image)  # once, from far away
+        pixels = read_image(image, fetched)
         size = pixels.shape[:2]
         height, width = size
-        digest = hashlib.sha256(read_bytes(image)).hexdigest()
+        digest = hashlib.sha256(fetched or read_bytes(image)).hexdigest()
         if min(size) < SMALLEST_SIDE:
             what = f"the image is only {width} x {height} pixels (width x height)"
             warnings.append(Finding(str(image), what, "set data.resize, or take it out"))

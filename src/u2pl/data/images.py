@@ -66,8 +66,8 @@ class FileError(UserError):
 
 
 @contextlib.contextmanager
-def _opened(path: ImageFile) -> Iterator[Image.Image]:
-    source = path if isinstance(path, Path) else BytesIO(read_bytes(path))
+def _opened(path: ImageFile, content: bytes | None = None) -> Iterator[Image.Image]:
+    source = path if isinstance(path, Path) else BytesIO(content or read_bytes(path))
     if isinstance(path, Path) and os.path.exists(path) and not os.path.isfile(path):
         raise FileError(path, "this is no plain file", _REPLACE)  # opening a pipe would wait
     try:
@@ -121,15 +121,19 @@ def read_bytes(file: ImageFile) -> bytes:
         raise FileError(file, f"the file cannot be read ({error})", _REPLACE) from None
 
 
-def read_image(path: ImageFile) -> npt.NDArray[np.uint8]:
+def read_image(path: ImageFile, content: bytes | None = None) -> npt.NDArray[np.uint8]:
     """Return an image file as RGB [H, W, 3] uint8, turned upright as its EXIF data say.
 
     Grey, palette and CMYK files become RGB, transparency is dropped, 16 bits are scaled to 8.
 
+    Args:
+        path: the file, or the place in a shard.
+        content: what is there, if it has been fetched from a shard already.
+
     Raises:
         UserError: where the file is missing, truncated or no image.
     """
-    with _opened(path) as image:
+    with _opened(path, content) as image:
         image.load()
         if image.mode == "F":
             raise FileError(path, "its pixels are floating-point numbers", "save it with 8 bits")

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 import numpy as np
 
 from u2pl.data.file_list import SampleList
-from u2pl.data.images import whole_file
+from u2pl.data.images import refuse_way_out, whole_file
 from u2pl.data.storage import (
     FileState,
     Member,
@@ -382,6 +382,7 @@ def _indexed(
         return UserError(f"{public_address(shard.address)}: {error.what}; {error.remedy}.")
     for folder in folders:
         with suppress(UserError, OSError):  # a folder that may not be written to costs time alone
+            refuse_way_out(folder.parent, folder / shard.name)
             _write_index(folder / shard.name, index)
             break
     return Shard(shard.address, shard.label, shard.state, index)
