@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -145,7 +146,16 @@ class _Server(SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"  # whose connections stay open
     disable_nagle_algorithm = True
 
+    def do_HEAD(self) -> None:
+        if "forbidden" in self.path:
+            self.send_error(403)
+        else:
+            super().do_HEAD()
+
     def do_GET(self) -> None:
+        if "forbidden" in self.path:
+            self.send_error(403)
+            return None
         if "whole" in self.path or "Range" not in self.headers:
             return super().do_GET()
         first, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
@@ -177,7 +187,6 @@ def test_parts_come_by_http_in_this_process_and_in_its_forks(served: str) -> Non
     address = f"{served}/a.bin"
     state = file_state(address)
     assert state.size == 10
-    assert "Last-Modified" in state.stamp
     assert read_range(address, state, 3, 4) == b"3456"
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
@@ -192,6 +201,19 @@ def test_parts_come_by_http_in_this_process_and_in_its_forks(served: str) -> Non
         file_state(f"{served}/none.bin")
     with pytest.raises(ReadError, match="take a server that answers range requests"):
         read_range(f"{served}/whole.bin", state, 3, 4)
+
+
+def test_silent_server_and_refused_access_are_told(served: str, waits: list[float]) -> None:
+    with pytest.raises(ReadError, match="4 requests failed, the last with: 403") as caught:
+        file_state(f"{served}/forbidden.bin?signature=secret")
+    assert "secret" not in str(caught.value)
+    assert len(waits) == 3
+    port = served.rpartition(":")[2]
+    with socket.socket() as other:  # bound, and nobody listens
+        other.bind(("127.0.0.1", 0))
+        silent = served.replace(port, str(other.getsockname()[1]))
+        with pytest.raises(ReadError, match=r"4 requests failed, the last with: .*[Cc]onnect"):
+            file_state(f"{silent}/a.bin")
 
 
 def _read_some(address: str, state: FileState, sender: Connection) -> None:

@@ -37,6 +37,7 @@ from u2pl.data.storage import (
     is_remote,
     public_address,
     read_range,
+    words_of,
 )
 from u2pl.data.tar_index import BLOCK, TarError, TarIndex, index_tar
 from u2pl.errors import UserError, is_clean, shown
@@ -292,8 +293,8 @@ def _found_remote(item: str, where: str) -> list[str]:
         found = [str(system.unstrip_protocol(path)) for path in sorted(system.glob(pattern))]
     except Exception as error:  # each package has its own
         raise UserError(
-            f"{where}: {public_address(item)} cannot be listed ({error}); name its shards by "
-            "braces such as {000..127}."
+            f"{where}: {public_address(item)} cannot be listed ({words_of(error)}); name its "
+            "shards by braces such as {000..127}."
         ) from None
     if not found:
         raise UserError(f"{where}: no tar is at {public_address(item)}; mend the address.")

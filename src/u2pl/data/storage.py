@@ -39,7 +39,7 @@ _STAMPS = (
     "mtime",
     "created",
 )
-_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_FINAL = (PermissionError, IsADirectoryError, NotADirectoryError)
 
 # File systems that were asked. A fork must never collect those of its parent: their connections,
 # closed there, are taken out of what the parent's event loop listens to, which then waits for ever.
@@ -150,7 +150,7 @@ def file_system(address: str) -> tuple[Any, str]:
             f"{nearest_name(protocol, known_implementations)}"
         ) from None
     except Exception as error:  # whatever a package raises for want of a host or of credentials
-        raise UserError(f"{shown} cannot be opened: {_words(error)}.") from None
+        raise UserError(f"{shown} cannot be opened: {words_of(error)}.") from None
     _KEPT[id(found[0])] = found[0]
     return found
 
@@ -168,7 +168,7 @@ def file_state(address: str) -> FileState:
         except FileNotFoundError:
             raise ReadError("the file does not exist", "mend its path") from None
         except (OSError, ValueError) as error:
-            raise ReadError(f"it cannot be read ({_words(error)})", "mend its path") from None
+            raise ReadError(f"it cannot be read ({words_of(error)})", "mend its path") from None
     system, path = file_system(address)
     info = _patiently(lambda: system.info(path))
     size = info.get("size")
@@ -202,7 +202,7 @@ def read_range(address: str, state: FileState, offset: int, size: int) -> bytes:
                 raise _changed()
             content = file.read(offset, size)
         except OSError as error:
-            raise ReadError(f"it cannot be read ({_words(error)})", "mend the disk") from None
+            raise ReadError(f"it cannot be read ({words_of(error)})", "mend the disk") from None
         if len(content) != size:
             raise ReadError(f"{len(content)} of {size} bytes came", "copy the shard again")
         return content
@@ -228,23 +228,37 @@ def _patiently(request: Callable[[], T]) -> T:
     for wait in (*_WAITS, None):
         try:
             return request()
-        except FileNotFoundError:
-            raise ReadError("there is no such file", "mend its address") from None
+        except FileNotFoundError as error:
+            if _is_absent(error):
+                raise ReadError("there is no such file", "mend its address") from None
+            reason = words_of(error.__cause__ or error)
+        except _FINAL as error:
+            raise ReadError(f"it cannot be read ({words_of(error)})", "mend its access") from None
         except Exception as error:  # each package has its own
-            if isinstance(error, _FINAL):
-                raise ReadError(f"it cannot be read ({_words(error)})", "mend its access") from None
-            if wait is None:
-                raise ReadError(
-                    f"{len(_WAITS) + 1} requests failed, the last with: {_words(error)}",
-                    "look at the network and at the server, then go on",
-                ) from None
-            _sleep(wait)
+            reason = words_of(error)
+        if wait is None:
+            raise ReadError(
+                f"{len(_WAITS) + 1} requests failed, the last with: {reason}",
+                "look at the network and at the server, then go on",
+            )
+        _sleep(wait)
     raise AssertionError("the last try returns or raises")
 
 
-def _words(error: BaseException) -> str:
+def _is_absent(error: FileNotFoundError) -> bool:
+    """Return whether a file is not there; fsspec's HTTP says so of a silent server, too."""
+    cause = error.__cause__
+    status = getattr(cause, "status", None)
+    if status is not None:
+        return status in (404, 410)
+    return not isinstance(cause, OSError) and type(cause).__module__.split(".")[0] != "aiohttp"
+
+
+def words_of(error: BaseException) -> str:
+    """Return what an error says, without passwords and signatures of the addresses in it."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return f"{text or type(error).__name__}".rstrip(".")
+    text = re.sub(r"://[^/@\s]*@", "://", text or type(error).__name__)
+    return re.sub(r"(://[^\s'\"?]*)\?[^\s'\")]*", r"\1", text).rstrip(".")
 
 
 def _local_state(found: os.stat_result) -> FileState:
