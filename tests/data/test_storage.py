@@ -192,6 +192,7 @@ def test_parts_come_by_http_in_this_process_and_in_its_forks(served: str) -> Non
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_read_some, args=(address, state, sender))
     process.start()
+    assert receiver.poll(60)
     assert receiver.recv() == b"789"
     process.join()
     started = time.monotonic()  # the child must not have closed what this process listens to

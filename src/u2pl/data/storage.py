@@ -15,6 +15,7 @@ from pathlib import Path
 from time import sleep as _sleep
 from typing import Any, NamedTuple, TypeVar
 
+from fsspec.asyn import reset_lock
 from fsspec.core import url_to_fs
 from fsspec.registry import known_implementations
 
@@ -44,6 +45,8 @@ _FINAL = (PermissionError, IsADirectoryError, NotADirectoryError)
 # File systems that were asked. A fork must never collect those of its parent: their connections,
 # closed there, are taken out of what the parent's event loop listens to, which then waits for ever.
 _KEPT: dict[int, Any] = {}
+if hasattr(os, "register_at_fork"):  # newer releases of fsspec do so themselves
+    os.register_at_fork(after_in_child=reset_lock)
 
 T = TypeVar("T")
 
