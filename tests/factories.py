@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,4 +105,42 @@ def write_dataset(
         (folder / "tags.csv").write_text("\n".join(tag_lines) + "\n")
     path = folder / "dataset.yaml"
     path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    return path
+
+
+def tar_bytes(members: Mapping[str, bytes], *, tar_format: int = tarfile.GNU_FORMAT) -> bytes:
+    """Return a tar with these members, in this order."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tar_format) as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return file.getvalue()
+
+
+def write_shard_dataset(
+    folder: Path, *, num_shards: int = 2, shards: object = "pool/*.tar", **options: Any
+) -> Path:
+    """As :func:`write_dataset`, the unlabelled images twice: in ``unlabeled``, and in shards.
+
+    The files lie in ``unlabeled/pool-000.tar/a/b_0.png`` and so on, ``files.yaml`` names them, and
+    the shards hold them under the same names, so that both data sets are the same.
+    ``dataset.yaml`` names the shards.
+    """
+    path = write_dataset(folder, **options)
+    tree = yaml.safe_load(path.read_text())
+    images = sorted((folder / "unlabeled").iterdir())
+    (folder / "pool").mkdir()
+    for number in range(num_shards):
+        members = {}
+        for place, image in enumerate(images[number::num_shards]):
+            name, label = f"a/b_{place}.png", f"pool-{number:03}.tar"
+            members |= {name: image.read_bytes(), f"a/b_{place}.json": b"{}"}
+            target = folder / "unlabeled" / label / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            image.rename(target)
+        (folder / "pool" / f"pool-{number:03}.tar").write_bytes(tar_bytes(members))
+    (folder / "files.yaml").write_text(yaml.safe_dump(tree))
+    path.write_text(yaml.safe_dump(tree | {"unlabeled": {"shards": shards}}))
     return path

@@ -378,7 +378,7 @@ def export(
         files = find_images(Path(images))[1][:num_images]
     elif verify:
         data = load_dataset(folder.dataset, require=("val",))
-        files = [sample.image for sample in data.val[:num_images]]
+        files = [sample.file for sample in data.val[:num_images]]
     target = folder.path / "export" / format if out is None else Path(out)
     if out is None:
         folder.refuse_links()

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from factories import write_dataset
+from factories import tar_bytes, write_dataset
 from fuzz.trial import SOAK, Trials, mutations, rounds, trials
 from u2pl.data.check import check_dataset
 from u2pl.data.sources import Dataset, load_dataset
@@ -26,7 +26,8 @@ PATHS = [
     "images/labeled_0.png", "images/../masks", "*/../masks/*.png", "images/", "./images", "~",
     "$HOME",
     "images\n", "ima\x1bges", "im\0ages", "\ud800", "n" * 300, "images/" + "../images/" * 50,
-    "dataset.yaml", "lists/a.txt", "[/red]", "a:b", "tags.csv",
+    "dataset.yaml", "lists/a.txt", "[/red]", "a:b", "tags.csv", "pool.tar", "*.tar", "{0..9}.tar",
+    "memory://x/*.tar", "memory://x/a.tar", "none://x", "://", "a::b",
 ]  # fmt: skip
 WORDS = [
     "index",
@@ -51,8 +52,8 @@ scalars = st.one_of(
     st.text(st.characters(exclude_characters="/"), max_size=8),
     st.dates(),
 )
-KEYS = ["images", "masks", "list", "mask_format", "id_map", "name", "color", "file", "voc_xml",
-        "always", "skip", "classes", "tags", "lst", 1, None, "images "]  # fmt: skip
+KEYS = ["images", "shards", "masks", "list", "mask_format", "id_map", "name", "color", "file",
+        "voc_xml", "always", "skip", "classes", "tags", "lst", 1, None, "images "]  # fmt: skip
 values = st.recursive(
     scalars,
     lambda inner: (
@@ -84,8 +85,12 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = write_dataset(root, num_labeled=2, num_unlabeled=2, num_val=1, size=(8, 9), tags=True)
     tree = yaml.safe_load(path.read_text())
     (root / "lists").mkdir()
+    (root / "pool.tar").write_bytes(
+        tar_bytes({"x.png": (root / "images/labeled_0.png").read_bytes()})
+    )
     (root / "lists/a.txt").write_text("labeled_1\n# labeled_2\nlabeled_0.png\n")
     tree["labeled"] |= {"list": "lists/a.txt", "mask_format": "index", "id_map": {0: 0, 1: "wall"}}
+    tree["unlabeled"]["shards"] = "pool.tar"
     tree["tags"] = {"file": "tags.csv", "always": ["ground"]}
     tree |= {"root": ".", "ignore_index": 255}
     path.write_text(yaml.safe_dump(tree, sort_keys=False))

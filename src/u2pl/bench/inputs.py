@@ -100,7 +100,7 @@ def as_jpeg(dataset_yaml: Path, folder: Path) -> Path:
     dataset = load_dataset(dataset_yaml)
     shutil.copytree(dataset_yaml.parent, folder)
     for sample in (*dataset.labeled, *dataset.unlabeled, *dataset.val):
-        file = folder / sample.image.relative_to(dataset_yaml.parent.resolve())
+        file = folder / sample.file.relative_to(dataset_yaml.parent.resolve())
         with Image.open(file) as image:
             image.convert("RGB").save(file.with_suffix(".jpg"), quality=_JPEG_QUALITY)
         file.unlink()

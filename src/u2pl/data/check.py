@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from u2pl.data.alignment import Oddity, Sketch, odd_masks, sketch
 from u2pl.data.class_counts import count_pixels, num_threads
-from u2pl.data.images import FileError, image_size, read_image
+from u2pl.data.images import FileError, image_size, read_bytes, read_image
 from u2pl.data.sources import SECTIONS, Dataset, MaskEncoding, Sample
+from u2pl.data.storage import ImageFile
 from u2pl.errors import UserError
 
 SMALLEST_SIDE = 32
@@ -84,7 +85,7 @@ _Sketches = dict[tuple[Path | None, MaskEncoding], Sketch | None]
 class _Facts:
     """What one image file and its masks hold; small, so that thousands fit in memory."""
 
-    image: Path
+    image: ImageFile
     digest: str
     errors: tuple[Finding, ...]
     warnings: tuple[Finding, ...]
@@ -100,7 +101,7 @@ def check_dataset(dataset: Dataset, *, workers: int | None = None) -> CheckRepor
         workers: threads; None takes one a core, at most 8. So many images are in memory at once.
     """
     # An image may stand in two sections; it is read once, and so is each of its masks.
-    masks: dict[Path, dict[tuple[Path | None, MaskEncoding], Sample]] = {}
+    masks: dict[ImageFile, dict[tuple[Path | None, MaskEncoding], Sample]] = {}
     for samples in dataset.sections.values():
         for sample in samples:
             of_image = masks.setdefault(sample.image, {})
@@ -114,6 +115,9 @@ def check_dataset(dataset: Dataset, *, workers: int | None = None) -> CheckRepor
     warnings = [finding for fact in facts for finding in fact.warnings]
     for is_error, finding in _copies(dataset, facts):
         (errors if is_error else warnings).append(finding)
+    warnings += [
+        Finding(str(shard), *note) for shard in dataset.shards for note in shard.index.notes
+    ]
     warnings += _absent_classes(dataset, counts)
     sketches = {(f.image, key): found for f in facts for key, found in f.sketches.items()}
     warnings += _odd_masks(dataset, sketches)
@@ -145,7 +149,7 @@ def quick_check(dataset: Dataset, *, workers: int | None = None) -> None:
         raise UserError(f"{found[0]}{more}")
 
 
-def size_error(image: Path, image_hw: tuple[int, int], mask_hw: tuple[int, int]) -> FileError:
+def size_error(image: ImageFile, image_hw: tuple[int, int], mask_hw: tuple[int, int]) -> FileError:
     """Return the error for a mask that has not the size of its image; sizes are (height, width)."""
     remedy = "export the mask again at the size of the image"
     if image_hw == mask_hw[::-1]:
@@ -179,15 +183,16 @@ def _finding(error: FileError) -> Finding:
     return Finding(str(error.file), error.what, error.remedy)
 
 
-def _examine(dataset: Dataset, image: Path, samples: list[Sample]) -> _Facts:
+def _examine(dataset: Dataset, image: ImageFile, samples: list[Sample]) -> _Facts:
     """Decode one image and the masks of its samples."""
     errors, warnings, digest, size = [], [], "", None
     sketches: _Sketches = {}
     try:
-        pixels = read_image(image)
+        fetched = None if isinstance(image, Path) else read_bytes(image)  # once, from far away
+        pixels = read_image(image, fetched)
         size = pixels.shape[:2]
         height, width = size
-        digest = hashlib.sha256(image.read_bytes()).hexdigest()
+        digest = hashlib.sha256(fetched or read_bytes(image)).hexdigest()
         if min(size) < SMALLEST_SIDE:
             what = f"the image is only {width} x {height} pixels (width x height)"
             warnings.append(Finding(str(image), what, "set data.resize, or take it out"))
@@ -216,7 +221,7 @@ def _examine(dataset: Dataset, image: Path, samples: list[Sample]) -> _Facts:
 
 def _copies(dataset: Dataset, facts: Iterable[_Facts]) -> Iterator[tuple[bool, Finding]]:
     """Yield what stands in the data set twice, and whether that is an error."""
-    places: dict[Path, set[str]] = defaultdict(set)
+    places: dict[ImageFile, set[str]] = defaultdict(set)
     for section, samples in dataset.sections.items():
         for sample in samples:
             places[sample.image].add(section)
@@ -225,7 +230,7 @@ def _copies(dataset: Dataset, facts: Iterable[_Facts]) -> Iterator[tuple[bool, F
         what = f"{in_both} images stand in labeled and in unlabeled"
         remedy = "nothing, if that is meant; else give unlabeled its own folder or list"
         yield False, Finding(str(dataset.path), what, remedy)
-    groups: dict[str, list[Path]] = defaultdict(list)
+    groups: dict[str, list[ImageFile]] = defaultdict(list)
     for fact in facts:
         if fact.digest:
             groups[fact.digest].append(fact.image)
@@ -257,7 +262,8 @@ def _absent_classes(dataset: Dataset, counts: _Counts) -> Iterator[Finding]:
 
 
 def _odd_masks(
-    dataset: Dataset, sketches: dict[tuple[Path, tuple[Path | None, MaskEncoding]], Sketch | None]
+    dataset: Dataset,
+    sketches: dict[tuple[ImageFile, tuple[Path | None, MaskEncoding]], Sketch | None],
 ) -> Iterator[Finding]:
     """Yield the masks that look shifted, mirrored or swapped; each is looked at in one section."""
     for samples in dataset.sections.values():

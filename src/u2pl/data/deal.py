@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from u2pl.data.images import write_whole
-from u2pl.data.sources import SECTIONS, Sample, load_dataset
+from u2pl.data.sources import SECTIONS, Dataset, Sample, list_unlabeled, load_dataset
 from u2pl.errors import UserError
 from u2pl.plain_files import read_yaml
 
@@ -56,7 +56,7 @@ def deal_dataset(path: Path, deal: Deal, *, seed: int) -> Path:
     moved = {*deal, *(target for parts in deal.values() for target in parts)}
     folder = path.parent / f"{path.stem}-dealt-seed{seed}"
     for name in moved:
-        tree[name] = _listed(name, specs[name], members[name], folder)
+        tree[name] = _listed(dataset, name, specs[name], members[name], folder)
     tree["root"] = os.path.realpath(path.parent / (tree.get("root") or "."))
     made = path.with_name(f"{folder.name}.yaml")
     _write(made, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
@@ -89,15 +89,20 @@ def _refuse(
 
 
 def _listed(
-    name: str, spec: dict[str, Any], members: Sequence[Sample], folder: Path
+    dataset: Dataset, name: str, spec: dict[str, Any], members: Sequence[Sample], folder: Path
 ) -> dict[str, Any] | None:
     """Write the list of a section's members; return what a dataset.yaml says of the section."""
     if not members:
         return None
     file = folder.resolve() / f"{name}.txt"
     if name == "unlabeled":  # from folders of any section: a list of paths
-        _write(file, "".join(f"{sample.image}\n" for sample in members))
-        return {"images": str(file)}
+        files_first = sorted(members, key=lambda sample: not isinstance(sample.image, Path))
+        images, with_shards = list_unlabeled(dataset, files_first)
+        section = {"shards": spec["shards"]} if with_shards else {}
+        if images:
+            _write(file, "".join(f"{image}\n" for image in images))
+            section["images"] = str(file)
+        return section
     _write(file, "".join(f"{sample.name}\n" for sample in members))
     return {**spec, "list": str(file)}
 

@@ -27,6 +27,7 @@ from torch.utils.data import get_worker_info
 from u2pl.config import DataSettings
 from u2pl.data.images import read_image, whole_file
 from u2pl.data.sources import Dataset, Sample
+from u2pl.data.storage import ImageFile
 from u2pl.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -78,15 +79,14 @@ class Decoder:
         )
 
     def _decoded(
-        self, path: Path, how: object, decode: Callable[[], npt.NDArray[Any]]
+        self, path: ImageFile, how: object, decode: Callable[[], npt.NDArray[Any]]
     ) -> npt.NDArray[Any]:
         if self._folder is None:
             return decode()
         try:
-            found = os.stat(path)
+            state = (_VERSION, *_state(path), how)
         except OSError:
             return decode()  # which says what is wrong
-        state = (_VERSION, str(path), found.st_size, found.st_mtime_ns, how)
         name = hashlib.blake2b(repr(state).encode(), digest_size=16).hexdigest()
         file = self._folder / f"{name}.npy"
         array = _read(file)
@@ -152,6 +152,14 @@ def decoder(dataset: Dataset, settings: DataSettings) -> Decoder:
         logger.warning("Cannot keep decoded images in %s: %s.", folder, error.strerror)
         return Decoder(dataset)
     return Decoder(dataset, folder, min(int(settings.cache_gigabytes * 1e9), room))
+
+
+def _state(path: ImageFile) -> tuple[object, ...]:
+    """What tells a file, as it is now, from every other."""
+    if not isinstance(path, Path):
+        return path.identity
+    found = os.stat(path)
+    return str(path), found.st_size, found.st_mtime_ns
 
 
 def _read(file: Path) -> npt.NDArray[Any] | None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from abc import abstractmethod
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
@@ -11,8 +14,71 @@ if TYPE_CHECKING:  # sources.py makes these lists
     from u2pl.data.sources import Sample
 
 
-class FileList(Sequence["Sample"]):
-    """Samples without masks and tags, of files in one folder; equal to the tuple of them.
+class SampleList(Sequence["Sample"]):
+    """Samples that are made when asked; equal to the tuple of them.
+
+    Their names and images are told without making them.
+    """
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, SampleList | tuple) or len(self) != len(other):
+            return False
+        return all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    @abstractmethod
+    def names(self) -> Iterator[str]:
+        """The samples' names."""
+
+    @abstractmethod
+    def paths(self) -> Iterator[str]:
+        """The samples' images, as text."""
+
+
+class JoinedList(SampleList):
+    """Some lists of samples one after the other.
+
+    Args:
+        parts: the lists.
+    """
+
+    __slots__ = ("_firsts", "_parts")
+
+    def __init__(self, *parts: SampleList) -> None:
+        self._parts = parts
+        self._firsts = [0, *itertools.accumulate(map(len, parts))]
+
+    def __len__(self) -> int:
+        return self._firsts[-1]
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Sample, ...]: ...
+    def __getitem__(self, index: int | slice) -> Sample | tuple[Sample, ...]:
+        if isinstance(index, slice):
+            return tuple(self[place] for place in range(*index.indices(len(self))))
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        number = bisect_right(self._firsts, index) - 1
+        return self._parts[number][index - self._firsts[number]]
+
+    def names(self) -> Iterator[str]:
+        """The samples' names."""
+        return itertools.chain.from_iterable(part.names() for part in self._parts)
+
+    def paths(self) -> Iterator[str]:
+        """The samples' images, as text."""
+        return itertools.chain.from_iterable(part.paths() for part in self._parts)
+
+
+class FileList(SampleList):
+    """Samples without masks and tags, of files in one folder.
 
     Args:
         folder: absolute.
@@ -43,10 +109,9 @@ class FileList(Sequence["Sample"]):
     def __eq__(self, other: object) -> bool:
         if isinstance(other, FileList):
             return self._folder == other._folder and self._files == other._files
-        return isinstance(other, tuple) and tuple(self) == other
+        return super().__eq__(other)
 
-    def __hash__(self) -> int:
-        return hash(tuple(self))
+    __hash__ = SampleList.__hash__  # which a class that defines equality does not inherit
 
     def __repr__(self) -> str:
         return f"FileList({str(self._folder)!r}, {len(self)} files)"
@@ -63,9 +128,9 @@ class FileList(Sequence["Sample"]):
 
 def names_of(samples: Iterable[Sample]) -> Iterator[str]:
     """Return the names of any samples."""
-    return samples.names() if isinstance(samples, FileList) else (s.name for s in samples)
+    return samples.names() if isinstance(samples, SampleList) else (s.name for s in samples)
 
 
 def paths_of(samples: Iterable[Sample]) -> Iterator[str]:
     """Return the image files of any samples, as text."""
-    return samples.paths() if isinstance(samples, FileList) else (str(s.image) for s in samples)
+    return samples.paths() if isinstance(samples, SampleList) else (str(s.image) for s in samples)

@@ -11,6 +11,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from u2pl.data.storage import ImageFile, ReadError
 from u2pl.errors import UserError
 
 MaskFormat = Literal["index", "rgb", "binary"]
@@ -52,23 +54,24 @@ _TURNS = {
 class FileError(UserError):
     """A fault of one file. The message is ``file: what; remedy.``"""
 
-    def __init__(self, file: Path, what: str, remedy: str) -> None:
+    def __init__(self, file: ImageFile, what: str, remedy: str) -> None:
         super().__init__(f"{file}: {what}; {remedy}.")
         self.file = file
         self.what = what
         self.remedy = remedy
 
-    def __reduce__(self) -> tuple[type[FileError], tuple[Path, str, str]]:
+    def __reduce__(self) -> tuple[type[FileError], tuple[ImageFile, str, str]]:
         """Let the error pass between processes, which would hand over the message alone."""
         return type(self), (self.file, self.what, self.remedy)
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for ever
-        raise FileError(path, "this is no plain file", _REPLACE)
+def _opened(path: ImageFile, content: bytes | None = None) -> Iterator[Image.Image]:
+    source = path if isinstance(path, Path) else BytesIO(content or read_bytes(path))
+    if isinstance(path, Path) and os.path.exists(path) and not os.path.isfile(path):
+        raise FileError(path, "this is no plain file", _REPLACE)  # opening a pipe would wait
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(source, formats=_FORMATS) as image:
             yield image
     except FileNotFoundError:
         raise FileError(path, "the file does not exist", _REPLACE) from None
@@ -104,15 +107,33 @@ def _to_uint8(image: Image.Image) -> npt.NDArray[np.uint8]:
     return ((values * 255 + 32767) // 65535).astype(np.uint8)
 
 
-def read_image(path: Path) -> npt.NDArray[np.uint8]:
+def read_bytes(file: ImageFile) -> bytes:
+    """Return what an image's file, or its place in a shard, holds.
+
+    Raises:
+        UserError: where it cannot be read.
+    """
+    try:
+        return file.read_bytes() if isinstance(file, Path) else file.read()
+    except ReadError as error:
+        raise FileError(file, error.what, error.remedy) from None
+    except OSError as error:
+        raise FileError(file, f"the file cannot be read ({error})", _REPLACE) from None
+
+
+def read_image(path: ImageFile, content: bytes | None = None) -> npt.NDArray[np.uint8]:
     """Return an image file as RGB [H, W, 3] uint8, turned upright as its EXIF data say.
 
     Grey, palette and CMYK files become RGB, transparency is dropped, 16 bits are scaled to 8.
 
+    Args:
+        path: the file, or the place in a shard.
+        content: what is there, if it has been fetched from a shard already.
+
     Raises:
         UserError: where the file is missing, truncated or no image.
     """
-    with _opened(path) as image:
+    with _opened(path, content) as image:
         image.load()
         if image.mode == "F":
             raise FileError(path, "its pixels are floating-point numbers", "save it with 8 bits")
@@ -153,7 +174,7 @@ def file_facts(path: Path) -> FileFacts:
         return FileFacts(image.mode, frames, image.has_transparency_data)
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(path: ImageFile) -> tuple[int, int]:
     """Return (height, width) of an upright image from the file's header, without decoding it.
 
     Only a PNG whose EXIF data may stand behind its pixels is decoded.
@@ -208,10 +229,10 @@ def read_first_channel(path: Path) -> npt.NDArray[np.int64]:
     return first << 8 | lower
 
 
-def _has_late_text(path: Path) -> bool:
+def _has_late_text(path: ImageFile) -> bool:
     """Return whether a PNG has chunks behind its pixels that may say how it is turned."""
     seen_pixels = False
-    with path.open("rb") as file:
+    with path.open("rb") if isinstance(path, Path) else BytesIO(read_bytes(path)) as file:
         file.seek(8)
         while len(head := file.read(8)) == 8:
             length, kind = struct.unpack(">I4s", head)

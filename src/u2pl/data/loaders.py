@@ -12,7 +12,6 @@ import os
 import signal
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -29,6 +28,7 @@ from u2pl.data.decoded import Decoder, decoder
 from u2pl.data.photometric import draw_colors
 from u2pl.data.rare_classes import RareClassSampler
 from u2pl.data.sources import Dataset, Sample
+from u2pl.data.storage import ImageFile
 from u2pl.data.transforms import (
     View,
     draw_view,
@@ -377,14 +377,14 @@ def images_of_step(
     with_unlabeled: bool,
     rank: int = 0,
     num_ranks: int = 1,
-) -> tuple[list[Path], list[Path]]:
-    """Return the labelled and the unlabelled image files of step t's batch, in its order.
+) -> tuple[list[ImageFile], list[ImageFile]]:
+    """Return the labelled and the unlabelled images of step t's batch, in its order.
 
     Args:
         dataset, settings, seed, with_unlabeled, rank, num_ranks: as for :func:`training_batches`.
         step: t, counted from 0.
     """
-    files: list[list[Path]] = [
+    files: list[list[ImageFile]] = [
         [stream.sample(n).image for n in _draws(step, size, rank, num_ranks)]
         for stream, size in _training_streams(dataset, settings, seed, with_unlabeled)
     ]
@@ -486,7 +486,7 @@ class _EvaluationItems(torch_data.Dataset[dict[str, Any]]):
             else:
                 pixels, labels = _read_pair(sample, self._decoder)
                 mask = torch.from_numpy(labels.astype(np.int64))
-            image = eval_image(pixels, resize=self._resize, file=sample.image)
+            image = eval_image(pixels, resize=self._resize, file=str(sample.image))
         except UserError as error:
             return {_ERROR: str(error)}
         return {"index": index, "image": image, "mask": mask, "size": pixels.shape[:2]}

@@ -85,8 +85,8 @@ class _Sorted:
         path = self.folder / f"{len(self.fresh)}.png"
         write_mask(path, labels, colors=dataset.colors)
         known = int((labels != dataset.ignore_index).sum())
-        self.fresh[sample.image] = path
-        self.shares[sample.image] = known / labels.size
+        self.fresh[sample.file] = path
+        self.shares[sample.file] = known / labels.size
         self.pixels += labels.size
         self.known += known
 
@@ -181,12 +181,12 @@ def _matched(
                 f"{item.origin}: '{item.names[0]}' is an image of '{section}' in {dataset.path}, "
                 "which is scored on and never trained on; take its mask out."
             )
-        if sample.image in seen:
+        if sample.file in seen:
             raise UserError(
-                f"{item.origin}: '{item.names[0]}' and '{seen[sample.image].names[0]}' of "
-                f"{seen[sample.image].origin} are masks of one image, {sample.image}; take one out."
+                f"{item.origin}: '{item.names[0]}' and '{seen[sample.file].names[0]}' of "
+                f"{seen[sample.file].origin} are masks of one image, {sample.image}; take one out."
             )
-        seen[sample.image] = item
+        seen[sample.file] = item
         pairs.append((item, sample, section == "labeled"))
     return pairs, unmatched
 
@@ -211,7 +211,7 @@ class _Images:
             tails: dict[str, list[Sample]] = {}
             for sample in samples:
                 names.setdefault(sample.name, []).append(sample)
-                for tail in _tails(sample.image):
+                for tail in _tails(sample):
                     tails.setdefault(tail, []).append(sample)
             self._by_name[section], self._by_tail[section] = names, tails
 
@@ -241,9 +241,11 @@ class _Images:
         return None
 
 
-def _tails(image: Path) -> list[str]:
-    """Return every end of a path without suffix, the whole path too."""
-    whole = Path(os.path.realpath(image.parent), image.name).with_suffix("").as_posix()
+def _tails(sample: Sample) -> list[str]:
+    """Return every end of a path without suffix, the whole path too; in a shard, of the name."""
+    image, whole = sample.image, sample.name
+    if isinstance(image, Path):
+        whole = Path(os.path.realpath(image.parent), image.name).with_suffix("").as_posix()
     parts = whole.split("/")
     return [whole, *("/".join(parts[start:]) for start in range(1, len(parts)))]
 
@@ -283,7 +285,7 @@ def _read(item: Correction, sample: Sample) -> Labels:
     """Return a correction's mask, which has its image's size."""
     size = image_size(sample.image)
     if item.size is not None:
-        check_size(sample.image, item.size, source=item.origin.name)
+        check_size(sample.file, item.size, source=item.origin.name)
     labels = item.read(size)
     if labels.shape != size:
         raise FileError(

@@ -18,6 +18,8 @@
 list, a path a line. In a folder a mask has the relative path of its image with the suffix .png; in
 globs what the last part's wildcards match is compared (``*_left.png`` with ``*_ids.png``), in lists
 the stem. ``list`` is a text file with a name, a stem or a path a line, which selects and orders.
+``unlabeled`` may have ``shards``, tars of images, beside ``images`` or alone; see
+:mod:`u2pl.data.shards`.
 """
 
 from __future__ import annotations
@@ -36,8 +38,10 @@ import numpy as np
 import numpy.typing as npt
 
 from u2pl.data.class_counts import class_pixels
-from u2pl.data.file_list import FileList, names_of, paths_of
+from u2pl.data.file_list import FileList, JoinedList, names_of, paths_of
 from u2pl.data.images import Color, MaskFormat, read_mask
+from u2pl.data.shards import Shard, ShardList, find_shards
+from u2pl.data.storage import ImageFile, Member
 from u2pl.data.tags import class_ids, read_csv_tags, read_voc_tags
 from u2pl.errors import UserError, is_clean, nearest_name, shown
 from u2pl.plain_files import read_text, read_yaml
@@ -82,19 +86,33 @@ class Sample:
     """One image of a section.
 
     Attributes:
-        name: path inside the images folder without suffix, with forward slashes. Names of
-            different sections may be equal.
-        image: the file.
+        name: path inside the images folder without suffix, with forward slashes; of an image in
+            a shard also that of the shard. Names of different sections may be equal.
+        image: the file, or the place in a shard.
         mask: its mask file; None in the unlabelled section.
         tags: sorted ids of the classes that the image may hold; None where nothing is said.
         mask_encoding: how ``mask`` is read.
     """
 
     name: str
-    image: Path
+    image: ImageFile
     mask: Path | None = None
     tags: tuple[int, ...] | None = None
     mask_encoding: MaskEncoding = MaskEncoding()
+
+    @property
+    def file(self) -> Path:
+        """The image's own file.
+
+        Raises:
+            UserError: where the image lies in a shard, so that no list of files can name it.
+        """
+        if isinstance(self.image, Path):
+            return self.image
+        raise UserError(
+            f"{self.image} lies in a shard, but this needs an image that is a file; unpack it into "
+            "a folder, and take it out of the shard."
+        )
 
 
 @dataclass(frozen=True)
@@ -108,7 +126,8 @@ class Dataset:
         ignore_index: the id of unknown pixels in labels.
         ignore_color: the colour of unknown pixels in RGB masks.
         labeled, unlabeled, val, test: the samples, in the order of their list or of their names;
-            tuples, or a :class:`~u2pl.data.file_list.FileList`.
+            tuples, or a :class:`~u2pl.data.file_list.SampleList`.
+        shards: the tars of unlabelled images.
     """
 
     path: Path
@@ -120,6 +139,7 @@ class Dataset:
     unlabeled: Sequence[Sample] = ()
     val: Sequence[Sample] = ()
     test: Sequence[Sample] = ()
+    shards: tuple[Shard, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -177,8 +197,9 @@ def load_dataset(path: Path | str, *, require: Sequence[str] = ("labeled", "val"
     encodings = _Encodings(path, classes, given_colors, ignore_color)
     mask_format = encodings.parse_format(tree.get("mask_format", "index"))
     finder = _Finder(path, _parse_root(path, tree.get("root")))
+    shards = _find_shards(finder, tree)
     sections = {
-        name: _find_section(finder, name, tree.get(name), encodings, mask_format)
+        name: _find_section(finder, name, tree.get(name), encodings, mask_format, shards)
         for name in SECTIONS
     }
     for name in require:
@@ -194,6 +215,7 @@ def load_dataset(path: Path | str, *, require: Sequence[str] = ("labeled", "val"
         colors=given_colors or default_colors(len(classes)),
         ignore_index=ignore_index,
         ignore_color=ignore_color,
+        shards=shards,
         **sections,
     )
     if tree.get("tags") is None:
@@ -239,6 +261,32 @@ def with_masks_of(
         for sample, mask in masks
         if os.path.isfile(mask)
     )
+
+
+def list_unlabeled(dataset: Dataset, samples: Sequence[Sample]) -> tuple[list[Path], bool]:
+    """Return what a new dataset.yaml must name to have these unlabelled images, in this order.
+
+    Args:
+        dataset: that they are of.
+        samples: of any of its sections.
+
+    Returns:
+        The files, and whether all of the data set's shards come behind them.
+
+    Raises:
+        UserError: where it would be some of the images in shards, which no list of files names.
+    """
+    files = [sample.image for sample in samples if isinstance(sample.image, Path)]
+    if len(files) == len(samples):
+        return files, False
+    every = [image for _, image in ShardList(dataset.shards).items()]
+    if [sample.image for sample in samples[len(files) :]] != every:
+        raise UserError(
+            f"{dataset.path}: {len(samples) - len(files)} of {len(every)} images in shards would "
+            "be in 'unlabeled', but only whole shards can be named, behind all files; take 'list' "
+            "out of 'unlabeled', or unpack the shards into a folder."
+        )
+    return files, True
 
 
 def write_lists(dataset: Dataset, folder: Path) -> None:
@@ -437,6 +485,18 @@ class _Entry:
     path: Path
 
 
+@dataclass(frozen=True)
+class _Packed:
+    """An image in a shard, as a list may name it."""
+
+    name: str
+    key: str
+    path: Member
+
+
+E = TypeVar("E", bound=_Entry | _Packed)
+
+
 @dataclass
 class _Finder:
     """Turns folders, globs and lists of one dataset.yaml into files."""
@@ -607,33 +667,81 @@ class _Finder:
         return base, [Path(os.path.relpath(path, base)).as_posix() for path in paths]
 
 
+def _find_shards(finder: _Finder, tree: dict[Any, Any]) -> tuple[Shard, ...]:
+    """Return the tars of unlabelled images; none where the yaml names none."""
+    for section in SECTIONS:
+        spec = tree.get(section)
+        if isinstance(spec, dict) and spec.get("shards") is not None and section != "unlabeled":
+            raise UserError(
+                f"{finder.yaml_path}: 'shards' are for 'unlabeled' alone, not for '{section}', "
+                "whose images have masks; unpack them into a folder.",
+                exit_code=2,
+            )
+    spec = tree.get("unlabeled")
+    if not isinstance(spec, dict) or spec.get("shards") is None:
+        return ()
+    return find_shards(
+        spec["shards"], root=finder.root, yaml_path=finder.yaml_path, suffixes=IMAGE_SUFFIXES
+    )
+
+
 def _find_section(
-    finder: _Finder, section: str, spec: Any, encodings: _Encodings, default: MaskFormat
+    finder: _Finder,
+    section: str,
+    spec: Any,
+    encodings: _Encodings,
+    default: MaskFormat,
+    shards: Sequence[Shard],
 ) -> Sequence[Sample]:
     """Return the samples of one section; none where the yaml has no such section."""
     if spec is None:
         return ()
     yaml_path = finder.yaml_path
-    if not isinstance(spec, dict) or "images" not in spec:
-        raise UserError(f"{yaml_path}: expected '{section}' to have 'images', got {shown(spec)}.")
-    keys = ("images", "masks", "list", "mask_format", "id_map")
+    may_have = "images" if section != "unlabeled" else "images' or 'shards"
+    if not isinstance(spec, dict) or (
+        "images" not in spec and not (section == "unlabeled" and shards)
+    ):
+        raise UserError(
+            f"{yaml_path}: expected '{section}' to have '{may_have}', got {shown(spec)}."
+        )
+    keys = ("images", "masks", "list", "mask_format", "id_map", "shards")
     _refuse_unknown_keys(yaml_path, spec, keys, f" in '{section}'")
+    if section == "unlabeled":
+        return _find_unlabeled(finder, spec, shards)
     where = f"'{section}: images'"
-    if section == "unlabeled" and spec.get("list") is None:
-        _refuse_mask_keys(yaml_path, spec)
-        return finder.find_plain(spec["images"], where=where, suffixes=IMAGE_SUFFIXES)
     images = finder.find(spec["images"], where=where, suffixes=IMAGE_SUFFIXES)
     finder.refuse_twice((entry.name for entry in images), where)
     if spec.get("list") is not None:
-        path = finder.root / _checked_path(yaml_path, f"'{section}: list'", spec["list"])
-        images = _select(finder, section, images, path)
-    if section == "unlabeled":
-        _refuse_mask_keys(yaml_path, spec)
-        return tuple(Sample(entry.name, entry.path) for entry in images)
+        images = _select(finder, section, images, spec["list"])
     if spec.get("masks") is None:
         raise UserError(f"{yaml_path}: the section '{section}' needs 'masks', a folder of masks.")
     encoding = encodings.parse(section, spec, default)
     return tuple(_pair(finder, section, images, spec["masks"], encoding))
+
+
+def _find_unlabeled(
+    finder: _Finder, spec: dict[Any, Any], shards: Sequence[Shard]
+) -> Sequence[Sample]:
+    """Return the unlabelled samples: those of files, then those in shards."""
+    _refuse_mask_keys(finder.yaml_path, spec)
+    where = "'unlabeled: images'"
+    members = ShardList(shards)
+    if spec.get("list") is not None:
+        images: list[_Entry | _Packed] = []
+        if "images" in spec:
+            images += finder.find(spec["images"], where=where, suffixes=IMAGE_SUFFIXES)
+        images += [_Packed(name, name, member) for name, member in members.items()]
+        finder.refuse_twice((entry.name for entry in images), where)
+        chosen = _select(finder, "unlabeled", images, spec["list"])
+        return tuple(Sample(entry.name, entry.path) for entry in chosen)
+    if "images" not in spec:
+        return members
+    files = finder.find_plain(spec["images"], where=where, suffixes=IMAGE_SUFFIXES)
+    if not shards:
+        return files
+    joined = JoinedList(files, members)
+    finder.refuse_twice(joined.names(), "'unlabeled'")
+    return joined
 
 
 def _refuse_mask_keys(yaml_path: Path, spec: dict[Any, Any]) -> None:
@@ -642,13 +750,14 @@ def _refuse_mask_keys(yaml_path: Path, spec: dict[Any, Any]) -> None:
             raise UserError(f"{yaml_path}: 'unlabeled' has no masks to read; take its {key} out.")
 
 
-def _select(finder: _Finder, section: str, images: list[_Entry], path: Path) -> list[_Entry]:
+def _select(finder: _Finder, section: str, images: Sequence[E], spec: Any) -> list[E]:
     """Return the images that a list file names, in its order."""
+    path = finder.root / _checked_path(finder.yaml_path, f"'{section}: list'", spec)
     wanted = _read_list(path, finder.yaml_path, f"'{section}'")
     by_name = {entry.key: entry for entry in images} | {entry.name: entry for entry in images}
     by_stem = _unique_stems(images)
     by_path = {entry.path: entry for entry in images} if wanted else {}
-    chosen: dict[str, _Entry] = {}
+    chosen: dict[str, E] = {}
     missing = []
     for item in wanted:
         plain, suffix = os.path.splitext(item)
@@ -709,7 +818,7 @@ def _pair(
     return samples
 
 
-def _unique_stems(entries: Iterable[_Entry]) -> dict[str, _Entry]:
+def _unique_stems(entries: Iterable[E]) -> dict[str, E]:
     """Return the entries by the last part of their name and of their key, where no other has it."""
     stems = [
         (stem, entry)

@@ -27,7 +27,14 @@ import yaml
 
 from u2pl.data.class_counts import class_pixels
 from u2pl.data.images import write_whole
-from u2pl.data.sources import IMAGE_SUFFIXES, Dataset, Sample, load_dataset, split_hash
+from u2pl.data.sources import (
+    IMAGE_SUFFIXES,
+    Dataset,
+    Sample,
+    list_unlabeled,
+    load_dataset,
+    split_hash,
+)
 from u2pl.errors import UserError, is_clean, nearest_name, printable
 from u2pl.plain_files import read_text, read_yaml
 
@@ -284,9 +291,10 @@ def import_split(
         others = [candidates[index] for index in found]
         both = {dataset.labeled[index].image for index in chosen} & {s.image for s in others}
         if both:
+            first = min(Path(str(image)).stem for image in both)
             raise UserError(
                 f"{unlabeled}: {len(both)} images stand in {labeled}, too, the first "
-                f"'{sorted(both)[0].stem}'; take them out of one of the lists."
+                f"'{first}'; take them out of one of the lists."
             )
     pixels = class_pixels(dataset, dataset.labeled)
     (split,) = _write_splits(dataset, pixels, [(name, f"--import {labeled}", chosen)], others)
@@ -368,11 +376,14 @@ def _texts(
         "labeled": {**tree["labeled"], "list": _seen_from(root, folder / "labeled.txt")},
     }
     files = {folder / "labeled.txt": _lines(sample.name for sample in labeled)}
-    tree.pop("unlabeled", None)
-    if unlabeled:
-        paths = _lines(_seen_from(root, sample.image) for sample in unlabeled)
-        files[folder / "unlabeled.txt"] = paths
-        tree["unlabeled"] = {"images": _seen_from(root, folder / "unlabeled.txt")}
+    before = tree.pop("unlabeled", None)
+    images, with_shards = list_unlabeled(dataset, unlabeled)
+    section = {"shards": before["shards"]} if with_shards else {}
+    if images:
+        files[folder / "unlabeled.txt"] = _lines(_seen_from(root, image) for image in images)
+        section["images"] = _seen_from(root, folder / "unlabeled.txt")
+    if section:
+        tree["unlabeled"] = section
     head = (
         f"# u2pl data split {printable(dataset.path.name)} {printable(how)}\n"
         f"# {len(labeled)} of {len(dataset.labeled)} images are labelled.\n"
@@ -480,7 +491,7 @@ def _by_any_name(samples: Sequence[Sample]) -> dict[str, int]:
     tail = tails.pop() if len(tails) == 1 else ""  # such as _leftImg8bit
     ends: dict[str, set[int]] = {}
     for index, sample in enumerate(samples):
-        place = sample.image.with_suffix("").as_posix()
+        place = os.path.splitext(str(sample.image))[0].replace(os.sep, "/")
         for text in {place, sample.name, place.removesuffix(tail)}:
             parts = text.split("/")
             for start in range(len(parts)):

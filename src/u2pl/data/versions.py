@@ -94,7 +94,7 @@ def write_version(
     """
     made = folder_of(out)
     moved, left = _moved(dataset, masks)
-    labeled = {sample.image: sample for sample in (*dataset.labeled, *moved)}
+    labeled = {sample.file: sample for sample in (*dataset.labeled, *moved)}
     names = _names(labeled)
     tree = read_yaml(dataset.path)
     root = Path(os.path.realpath(dataset.path.parent / (tree.get("root") or ".")))
@@ -215,7 +215,7 @@ def _write_provenance(path: Path, rows: Sequence[dict[str, str]]) -> None:
 def _require_same(old: Dataset, new: Dataset, masks: Mapping[Path, NewMask]) -> None:
     """Raise where the new version does not read as it should, such as for odd names."""
     moved, left = _moved(old, masks)
-    labeled = list(dict.fromkeys(sample.image for sample in (*old.labeled, *moved)))
+    labeled = list(dict.fromkeys(sample.file for sample in (*old.labeled, *moved)))
     names, folder = _names(labeled), Path(os.path.realpath(folder_of(new.path))) / "masks"
     fits = [s.image for s in new.labeled] == labeled
     fits &= [s.mask for s in new.labeled] == [folder / f"{names[image]}.png" for image in labeled]

@@ -197,7 +197,7 @@ def known_images(run: Path) -> set[Path]:
         logger.warning("Labelled images cannot be left out: %s", error)
         return set()
     samples = (*data.labeled, *data.val, *data.test)
-    return {sample.image.resolve() for sample in samples}
+    return {sample.file.resolve() for sample in samples}
 
 
 def class_iou(run: Path, classes: tuple[str, ...]) -> list[float | None]:

@@ -15,6 +15,7 @@ import torch
 from u2pl.config import Config
 from u2pl.data.images import read_image, refuse_way_out, write_image, write_mask
 from u2pl.data.sources import Dataset, Sample, load_dataset, with_masks_of
+from u2pl.data.storage import ImageFile
 from u2pl.data.transforms import eval_image
 from u2pl.engine.checkpoint import write_atomically, write_json
 from u2pl.engine.evaluate import resize_logits
@@ -132,13 +133,13 @@ def tagged_samples(dataset: Dataset) -> tuple[Sample, ...]:
 
 def find_true_masks(
     config: Config, dataset: Dataset, tagged: tuple[Sample, ...]
-) -> dict[Path, Sample]:
+) -> dict[ImageFile, Sample]:
     """Tagged images with their known masks, by image file; a folder's are read as those of val.
 
     Raises:
         UserError: where ``weak.true_masks`` is given and holds none.
     """
-    found: dict[Path, Sample] = {}
+    found: dict[ImageFile, Sample] = {}
     if config.weak.true_masks is not None:
         known = with_masks_of(tagged, config.weak.true_masks, dataset.val[0].mask_encoding)
         found = {sample.image: sample for sample in known}
@@ -308,7 +309,7 @@ class SeedMaker:
         """Map, refine and label one image at its file's own size."""
         settings, dataset = self.config.weak, self.dataset
         pixels = read_image(sample.image)
-        image = eval_image(pixels, resize=self.config.data.resize, file=sample.image)
+        image = eval_image(pixels, resize=self.config.data.resize, file=str(sample.image))
         image = image[None].to(self.device)
         background = self.config.method.background_class
         ids = [class_id for class_id in sample.tags or () if class_id != background]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,17 +11,18 @@ from torch import Tensor
 
 from u2pl.data.check import size_error
 from u2pl.data.sources import Dataset, Sample
+from u2pl.data.storage import ImageFile
 from u2pl.engine.evaluate import class_iou
 
 
 def seed_quality(
-    seeds: Sequence[Sample], truths: Mapping[Path, Sample], dataset: Dataset
+    seeds: Sequence[Sample], truths: Mapping[ImageFile, Sample], dataset: Dataset
 ) -> dict[str, Any]:
     """Compare seed masks with true ones, pixel by pixel over the whole data set.
 
     Args:
         seeds: samples whose mask is their seed mask.
-        truths: of an image file the sample with its true mask, where there is one.
+        truths: of an image the sample with its true mask, where there is one.
         dataset: how to read both.
 
     Returns:

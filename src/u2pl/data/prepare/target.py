@@ -36,7 +36,7 @@ def add_target(job: Job, draft: Draft) -> None:
             f"{dataset.path} has no class '{missing[0]}', which {len(classes)} classes of the "
             "source name; give a target such as Cityscapes with the classes that the source has."
         )
-    images = list(dict.fromkeys(s.image for s in (*dataset.labeled, *dataset.unlabeled)))
+    images = list(dict.fromkeys(s.file for s in (*dataset.labeled, *dataset.unlabeled)))
     draft.root = root
     draft.files[job.out / "unlabeled.txt"] = lines([spell(image, root) for image in images])
     keys = {"images": spell(job.out / "unlabeled.txt", root)}
