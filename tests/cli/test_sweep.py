@@ -138,6 +138,53 @@ def test_shares_of_a_seed_are_drawn_once_for_all_rows(finished: Path) -> None:
 # the second call
 
 
+def test_each_row_is_trained_by_its_own_method_and_settings(
+    tmp_path: Path, u2pl: Callable[..., int]
+) -> None:
+    write_dataset(tmp_path / "data", num_labeled=4)
+    rows = {
+        "no_contrast": {"method": "no-contrast"},
+        "fixmatch": {"method": "fixmatch", "set": {"method.pseudo_threshold": 0.8}},
+        "u2pl": None,
+    }
+    file = write_sweep(tmp_path / "s.yaml", rows=rows, seeds=[0], shares=["1/2"])
+    assert u2pl("sweep", file, "--out", tmp_path / "out") == 0
+    trained = {
+        name: yaml.safe_load(
+            (tmp_path / "out" / "cells" / name / "1of2" / "seed-0" / "config.yaml").read_text()
+        )["method"]
+        for name in rows
+    }
+    assert trained["no_contrast"]["contrastive_weight"] == 0
+    assert trained["fixmatch"]["contrastive_weight"] == 0
+    assert trained["fixmatch"]["pseudo_threshold"] == 0.8
+    assert trained["fixmatch"]["unsupervised_scaling"] == "share"
+    assert trained["u2pl"]["contrastive_weight"] > 0
+    for line in lines(tmp_path / "out"):
+        for key, value in trained[line["row"]].items():
+            assert line["settings"][f"method.{key}"] == value
+
+
+def test_training_by_other_settings_than_the_rows_is_no_result(
+    root: Path, u2pl: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = root / "out" / "cells" / "u2pl" / "1of4" / "seed-0"
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["method"]["temperature"] = 0.25
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "result.json").unlink()
+    (root / "out" / "results.jsonl").unlink()
+    told = root / "again.json"
+    assert u2pl("sweep", root / "s.yaml", "--out", root / "out", "--json", told) == 1
+    assert states(told)["u2pl 1/4 0"] == "failed"
+    (cell,) = [
+        c
+        for c in json.loads(told.read_text())["cells"]
+        if c["state"] == "failed" and c["row"] == "u2pl"
+    ]
+    assert "trained by other settings than the row's: method.temperature was 0.25" in cell["detail"]
+
+
 def test_second_call_trains_nothing_that_is_done(root: Path, u2pl: Callable[..., int]) -> None:
     before = modified(root / "out")
     assert u2pl("sweep", root / "s.yaml", "--out", root / "out", "--row", "u2pl") == 0

@@ -46,7 +46,7 @@ class Cell:
         row, share, seed: which one; the share is None where no labels are left out.
         folder: its run folder; the lock lies beside it.
         dataset: its dataset.yaml.
-        recipe, setting, overrides: as ``u2pl train`` takes them.
+        recipe, setting, method, overrides: as ``u2pl train`` takes them.
         config: what they come to.
         settings: what decides what is learnt, by dotted key; see :func:`identity`.
         data: see :func:`~u2pl.sweep.data.data_identity`.
@@ -62,6 +62,7 @@ class Cell:
     dataset: Path
     recipe: str
     setting: str | None
+    method: str | None
     overrides: dict[str, Any]
     config: Config
     settings: dict[str, Any]
@@ -308,6 +309,7 @@ class _Builder:
             dataset=dataset.path,
             recipe=self.recipe,
             setting=self.row.setting or self.sweep.setting,
+            method=self.row.method,
             overrides=self.all_overrides(taken),
             config=config,
             settings=identity(config, givers),
@@ -318,6 +320,15 @@ class _Builder:
         )
 
 
+def deciding(config: Config) -> dict[str, Any]:
+    """The settings that decide what a training learns, by dotted key, as they stand there."""
+    return {
+        key: value
+        for key, value in flat(config.model_dump(mode="json")).items()
+        if key not in _BOOKKEEPING
+    }
+
+
 def identity(config: Config, givers: Mapping[str, Cell]) -> dict[str, Any]:
     """The settings that decide what a training learns, as plain values by dotted key.
 
@@ -326,11 +337,7 @@ def identity(config: Config, givers: Mapping[str, Cell]) -> dict[str, Any]:
     Raises:
         UserError: where the file of the weights cannot be read.
     """
-    settings = {
-        key: value
-        for key, value in flat(config.model_dump(mode="json")).items()
-        if key not in _BOOKKEEPING
-    }
+    settings = deciding(config)
     if config.model.weights is not None:
         settings["model.weights"] = _file_sha256(config.model.weights)
     for key, giver in givers.items():

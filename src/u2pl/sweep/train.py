@@ -25,7 +25,7 @@ from u2pl.engine.evaluate import Evaluation
 from u2pl.engine.loop import Interrupted, Progress
 from u2pl.engine.run_folder import RunFolder
 from u2pl.errors import UserError
-from u2pl.sweep.cells import Cell
+from u2pl.sweep.cells import Cell, deciding, differences
 from u2pl.sweep.lock import Lock
 from u2pl.sweep.results import append_line, changes_of, kept_result, read_object
 
@@ -132,6 +132,7 @@ def _train_and_score(cell: Cell, listener: Listener, log: TextIO) -> None:
     try:
         if not _is_trained(cell):
             _train(cell, listener, log)
+        _require_own_settings(cell)
         scores = _scores(cell, listener, log)
     finally:  # what an interrupted attempt has taken counts
         seconds = before + time.perf_counter() - started
@@ -164,6 +165,7 @@ def _train(cell: Cell, listener: Listener, log: TextIO) -> None:
     fresh: dict[str, Any] = {
         "recipe": cell.recipe,
         "setting": cell.setting,
+        "method": cell.method,
         "seed": cell.seed,
         "overrides": cell.overrides,
     }
@@ -176,6 +178,21 @@ def _train(cell: Cell, listener: Listener, log: TextIO) -> None:
         on_evaluation=on_evaluation,
         on_seeds=listener.on_seeds,
     )
+
+
+def _require_own_settings(cell: Cell) -> None:
+    """Refuse scores of a training by other settings than the table will say.
+
+    Raises:
+        UserError: that names the first that differs.
+    """
+    trained = RunFolder(cell.folder).read_config()
+    wrong = differences(deciding(trained), deciding(cell.config))
+    if wrong:
+        raise UserError(
+            f"{cell.folder} was trained by other settings than the row's: {wrong[0]}; train it "
+            "anew with --redo, or remove the folder."
+        )
 
 
 def _scores(cell: Cell, listener: Listener, log: TextIO) -> dict[str, dict[str, Any]]:
