@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -167,7 +167,7 @@ def tag_loss(logits: Tensor, tags: Tensor, *, background_class: int | None) -> T
     return losses.sum(dim=1).mean()
 
 
-def tag_prior(samples: tuple[Sample, ...], num_classes: int) -> Tensor:
+def tag_prior(samples: Sequence[Sample], num_classes: int) -> Tensor:
     """Log-odds of each class in an image, from how many of the samples have its tag, [C].
 
     One image with all classes and one with none are added, so that no class is certain.
