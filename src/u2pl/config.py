@@ -323,12 +323,19 @@ class WeakSettings(Settings):
     pooling_sharpness: float = Field(0.0, ge=0)
     """r of the classifier's pooling [R]: 0 is the mean [R: IRN]; a larger one is nearer to the
     maximum, for things that are small in their images."""
+    tag_prior: float = Field(0.0, ge=0)
+    """So many times the log-odds of each tag are added to the classifier's logits [R], so that a
+    map need not be negative wherever a class is rare: 0 in it is neither for nor against."""
     cam_scales: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.5, 1.0, 1.5, 2.0), min_length=1
     )
     """Sizes at which an image is looked at, as factors [R: IRN]."""
     cam_flip: bool = True
     """Look at the mirrored image too [R: IRN]."""
+    cam_scores: Literal["relative", "probability"] = "relative"
+    """``relative`` cuts a map off below 0 and divides it by its maximum in the image [R: IRN];
+    ``probability`` is its sigmoid, so that a class that is nowhere likely loses to one that is
+    [R]."""
     refine_iterations: int = Field(10, ge=0)
     """Rounds of the pixel-adaptive refinement [R: AFA]; 0 leaves the maps as they are."""
     refine_dilations: tuple[Annotated[int, Field(ge=1)], ...] = Field(
@@ -343,6 +350,9 @@ class WeakSettings(Settings):
     margin: float = Field(0.2, ge=0, lt=1)
     """Without a background class: the best score must lead the next by more than this fraction of
     itself [R]."""
+    kept_share: float = Field(1.0, gt=0, le=1)
+    """Without a background class: of each class's pixels in an image, the share that leads most
+    and is labelled [R]; large things and small ones then give up alike."""
     true_masks: Path | None = None
     """A folder of masks of tagged images, to measure seeds by; no training sees them."""
     seeds_from: Path | None = None

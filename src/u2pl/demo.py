@@ -102,11 +102,11 @@ DEMOS: dict[str, Demo] = {
     "weak": Demo(
         recipe="demo-weak",
         num_labeled=0,
-        num_unlabeled=400,
+        num_unlabeled=600,
         num_val=100,
-        style="clear",
-        target_style="clear",
-        zoom=(1.5, 4.0),
+        style="plain",
+        target_style="plain",
+        zoom=(2.5, 6.0),
         tagged=True,
         methods={
             "seeds_only": Method("weak", SETTINGS["supervised"]),

@@ -218,9 +218,9 @@ class TestWriteStreets:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"style": "night"}, "Expected a style out of day, clear, dusk, got 'night'"),
+            ({"style": "night"}, "Expected a style out of day, clear, plain, dusk, got 'night'"),
             ({"unlabeled_style": "dask"}, "got 'dask'; choose one of them. Did you mean 'dusk'?"),
-            ({"val_style": ""}, "Expected a style out of day, clear, dusk, got ''"),
+            ({"val_style": ""}, "Expected a style out of day, clear, plain, dusk, got ''"),
             ({"num_unlabeled": -1}, "Expected num_unlabeled of 0 or more, got -1"),
             ({"seed": -2}, "Expected seed of 0 or more, got -2"),
             ({"size": (16, 96)}, "at least 32 x 32 pixels, got 16 x 96"),

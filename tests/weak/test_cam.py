@@ -48,6 +48,30 @@ def test_class_that_is_seen_nowhere_has_a_map_of_zeros(images: Tensor) -> None:
     assert maps.abs().max() == 0
 
 
+def test_probability_is_the_sigmoid_of_the_mean_over_the_views(
+    model: TagClassifier, images: Tensor
+) -> None:
+    possible = torch.tensor([[True, False, True], [True, True, True]])
+    maps = class_activation_maps(
+        model, images, possible, scales=(1.0, 1.0), flip=True, scores="probability"
+    )
+    grid = (model(images).maps + model(images.flip(-1)).maps.flip(-1)) / 2
+    full = torch.nn.functional.interpolate(grid, scale_factor=16, mode="bilinear").sigmoid()
+    torch.testing.assert_close(maps, (full * possible[..., None, None]).detach())
+
+
+def test_probability_tells_apart_what_lies_below_zero(images: Tensor) -> None:
+    model = TagClassifier(tiny_config().model, 3, output_stride=16).eval()
+    model.classifier.weight.data.copy_(torch.tensor([-1.0, -2.0, -3.0]).view(3, 1, 1, 1))
+    maps = class_activation_maps(
+        model, images, EVERY, scales=(1.0,), flip=True, scores="probability"
+    )
+    assert (maps[:, 0] >= maps[:, 1]).all()
+    assert (maps[:, 0] > maps[:, 2]).any()
+    assert (maps > 0).all()
+    assert (maps <= 0.5).all()
+
+
 def test_single_view_is_the_enlarged_map_over_its_maximum(
     model: TagClassifier, images: Tensor
 ) -> None:

@@ -24,6 +24,7 @@ from u2pl.weak.classifier import (
     TagClassifier,
     pool_maps,
     tag_loss,
+    tag_prior,
     tag_warnings,
     train_classifier,
 )
@@ -103,6 +104,26 @@ def test_pooling_is_a_setting() -> None:
     maps = sharp.eval()(images).maps
     torch.testing.assert_close(maps, blunt.eval()(images).maps)
     assert (sharp(images).logits > maps.mean(dim=(-2, -1))).all()
+
+
+def test_prior_stands_beside_the_pooled_maps(dataset: Dataset, tmp_path: Path) -> None:
+    """A net that sees nothing says how common each class is, and its maps stay neutral."""
+    model = train(quick(weak__tag_prior=2.0), dataset, tmp_path)
+    prior = 2 * tag_prior(dataset.unlabeled, dataset.num_classes)
+    assert prior.abs().max() > 0
+    model.classifier.weight.data.zero_()
+    output = model(torch.rand(2, 3, 32, 32))
+    torch.testing.assert_close(output.logits, prior.expand(2, -1))
+    assert output.maps.abs().max() == 0
+    assert train(quick(), dataset, tmp_path / "without").prior.abs().max() == 0
+
+
+def test_prior_is_finite_for_a_class_of_every_image_and_for_one_of_none(dataset: Dataset) -> None:
+    samples = tuple(replace(sample, tags=(0,)) for sample in dataset.unlabeled)
+    always, never = tag_prior(samples, 2).sigmoid().tolist()
+    num = len(samples)
+    assert always == pytest.approx((num + 1) / (num + 2))
+    assert never == pytest.approx(1 / (num + 2))
 
 
 def test_maps_cover_images_of_any_size() -> None:

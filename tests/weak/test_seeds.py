@@ -8,7 +8,7 @@ from torch import Tensor
 
 import reference.weak as reference
 from reference.cases import IGNORE, Case, on_random_cases
-from u2pl.weak.seeds import seed_labels
+from u2pl.weak.seeds import keep_leading, seed_labels
 
 RULE: dict[str, Any] = {"low": 0.3, "high": 0.6, "margin": 0.2, "ignore_index": IGNORE}
 
@@ -121,6 +121,33 @@ def test_order_of_the_classes_does_not_matter() -> None:
     shuffled = seed_labels(maps[:, order], possible[:, order], background_class=None, **RULE)
     back = torch.tensor([*order, *[IGNORE] * (IGNORE + 1 - len(order))])
     assert torch.equal(back[shuffled], labels)
+
+
+def test_each_class_of_each_image_keeps_its_share_however_little_it_leads() -> None:
+    """Class 1 leads by 10, 20, 30 and 40 % of its score, class 2 by 50 % and 60 %."""
+    maps = pixels([0.0, 1.0, 0.9], [0.0, 1.0, 0.8], [0.0, 1.0, 0.7], [0.0, 1.0, 0.6],
+                  [0.0, 0.5, 1.0], [0.0, 0.4, 1.0])  # fmt: skip
+    rule: dict[str, Any] = {**RULE, "margin": 0.0, "background_class": None}
+    labels = seed_labels(maps, tags(1, 2), share=0.5, **rule)
+    assert labels.tolist() == [[[IGNORE, IGNORE, 1, 1, IGNORE, 2]]]
+    two = seed_labels(maps.repeat(2, 1, 1, 1), tags(1, 2).repeat(2, 1), share=0.5, **rule)
+    assert torch.equal(two, labels.repeat(2, 1, 1))
+
+
+def test_share_is_of_what_the_margin_left_and_a_single_tag_keeps_all() -> None:
+    maps = pixels([0.0, 1.0, 0.9], [0.0, 1.0, 0.7], [0.0, 1.0, 0.6])
+    rule: dict[str, Any] = {**RULE, "background_class": None, "share": 0.5}
+    assert seed_labels(maps, tags(1, 2), **rule).tolist() == [[[IGNORE, IGNORE, 1]]]
+    assert seed_labels(maps, tags(1), **rule).tolist() == [[[1, 1, 1]]]
+
+
+def test_share_rounds_up_keeps_ties_and_needs_no_label() -> None:
+    labels = torch.tensor([[[0, 0, 0, 1, IGNORE]]])
+    lead = torch.tensor([[[0.2, 0.2, 0.1, 0.0, 0.9]]])
+    kept = keep_leading(labels, lead, share=0.1, ignore_index=IGNORE)
+    assert kept.tolist() == [[[0, 0, IGNORE, 1, IGNORE]]]
+    nothing = torch.full_like(labels, IGNORE)
+    assert torch.equal(keep_leading(nothing, lead, share=0.1, ignore_index=IGNORE), nothing)
 
 
 def test_input_is_not_changed() -> None:

@@ -178,6 +178,7 @@ class Style:
 STYLES: dict[str, Style] = {
     "day": Style(),
     "clear": Style(variety=0.5, light_spread=0.12, clutter=0.6),
+    "plain": Style(variety=0.25, light_spread=0.08, clutter=0.4, noise=0.008),
     "dusk": Style(
         palette="evening",
         light=0.95,
@@ -191,7 +192,8 @@ STYLES: dict[str, Style] = {
     ),
 }
 """The named looks: ``day``; ``clear``, the same with fewer colours and steadier light, which a
-small net can learn in minutes; and ``dusk``, a shifted domain with the same classes and layout."""
+small net can learn in minutes; ``plain``, with fewer still, of which it can learn things from
+their names alone; and ``dusk``, a shifted domain with the same classes and layout."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -39,7 +39,8 @@ class TagOutput(NamedTuple):
 
     Attributes:
         logits: [B, C], before the sigmoid.
-        maps: [B, C, h, w] on the encoder's coarsest grid; a class's logit is its map, pooled.
+        maps: [B, C, h, w] on the encoder's coarsest grid; a class's logit is its map, pooled, and
+            the prior.
     """
 
     logits: Tensor
@@ -66,11 +67,13 @@ class TagClassifier(nn.Module):
 
     Attributes:
         stride: edge of a grid cell in pixels.
+        prior: [C], what is added to the pooled maps; 0 until :func:`train_classifier` sets it.
 
     Raises:
         UserError: see :func:`~u2pl.models.encoders.build_encoder`.
     """
 
+    prior: Tensor
     mean: Tensor
     std: Tensor
 
@@ -98,6 +101,8 @@ class TagClassifier(nn.Module):
         channels = list(self.encoder.out_channels)  # type: ignore[arg-type]
         self.classifier = nn.Conv2d(channels[-1], num_classes, 1, bias=False)
         mean, std = normalization(settings.encoder)
+        # not kept with the weights: it is counted from the tags, which are
+        self.register_buffer("prior", torch.zeros(num_classes), persistent=False)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
@@ -115,7 +120,8 @@ class TagClassifier(nn.Module):
         if valid is None:
             valid = images.new_ones(images.shape[0], height, width, dtype=torch.bool)
         share = F.avg_pool2d(F.pad(valid.unsqueeze(1).float(), padding), self.stride)
-        return TagOutput(pool_maps(maps.float(), share, sharpness=self.sharpness), maps)
+        pooled = pool_maps(maps.float(), share, sharpness=self.sharpness)
+        return TagOutput(pooled + self.prior, maps)
 
 
 def pool_maps(maps: Tensor, share: Tensor, *, sharpness: float) -> Tensor:
@@ -159,6 +165,23 @@ def tag_loss(logits: Tensor, tags: Tensor, *, background_class: int | None) -> T
     if background_class is not None:
         losses[:, background_class] = 0.0
     return losses.sum(dim=1).mean()
+
+
+def tag_prior(samples: Sequence[Sample], num_classes: int) -> Tensor:
+    """Log-odds of each class in an image, from how many of the samples have its tag, [C].
+
+    One image with all classes and one with none are added, so that no class is certain.
+
+    >>> from pathlib import Path
+    >>> samples = tuple(Sample(name="", image=Path(), tags=(0,)) for _ in range(4))
+    >>> tag_prior(samples, 2).exp()
+    tensor([5.0000, 0.2000])
+    """
+    counts = torch.ones(num_classes)
+    for sample in samples:
+        for class_id in sample.tags or ():
+            counts[class_id] += 1
+    return (counts / (len(samples) + 2)).logit()
 
 
 def tag_warnings(
@@ -226,6 +249,8 @@ def train_classifier(
     checkpoint = folder.checkpoint(NAME)
     begun = weights.is_file() or bool(kept_checkpoints(checkpoint))
     model = build_classifier(config, dataset.num_classes, load_pretrained=not begun).to(device)
+    prior = tag_prior(dataset.unlabeled, dataset.num_classes)
+    model.prior.copy_(config.weak.tag_prior * prior)
     optimizer = build_optimizer(model, _optimizer_settings(config))
     step, losses = _restore(model, optimizer, folder, device)
     if weights.is_file():

@@ -316,7 +316,12 @@ class SeedMaker:
         possible = torch.zeros(1, dataset.num_classes, dtype=torch.bool, device=self.device)
         possible[:, ids] = True
         maps = class_activation_maps(
-            model, image, possible, scales=settings.cam_scales, flip=settings.cam_flip
+            model,
+            image,
+            possible,
+            scales=settings.cam_scales,
+            flip=settings.cam_flip,
+            scores=settings.cam_scores,
         )
         maps[:, ids] = refine_maps(
             maps[:, ids],
@@ -331,6 +336,7 @@ class SeedMaker:
             low=settings.low,
             high=settings.high,
             margin=settings.margin,
+            share=settings.kept_share,
             background_class=background,
             ignore_index=dataset.ignore_index,
         )

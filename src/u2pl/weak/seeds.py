@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
+
+_TINY = 1e-8
 
 
 def seed_labels(
@@ -14,6 +19,7 @@ def seed_labels(
     margin: float,
     background_class: int | None,
     ignore_index: int,
+    share: float = 1.0,
 ) -> Tensor:
     """Label the pixels whose scores are sure, by one of two rules.
 
@@ -28,7 +34,9 @@ def seed_labels(
     *Without one* every pixel belongs to a possible class, up to a few of which nothing is known.
     How high a score is says little there, because each class has its maximum somewhere: a pixel
     is the best class where that leads the next one by more than the share ``margin`` of itself.
-    Where but one class is possible, ``low`` alone decides.
+    Where but one class is possible, ``low`` alone decides. Of the pixels that an image then has of
+    a class, the ``share`` stays that leads most: a class that never leads by much keeps its best
+    pixels, where one ``margin`` for all would take them away.
 
     Args:
         maps: [B, C, H, W] floating, scores in [0, 1], such as refined class activation maps.
@@ -38,6 +46,7 @@ def seed_labels(
         margin: least lead as a fraction of the best score, exclusive; read without one alone.
         background_class: its id; None where every pixel belongs to a tagged class.
         ignore_index: the label of unsure pixels.
+        share: of each class in each image, in (0, 1]; read without a background class alone.
 
     Returns:
         [B, H, W] int64. Only possible classes, the background and ``ignore_index`` occur. Equal
@@ -62,4 +71,39 @@ def seed_labels(
         labels = labels.masked_fill(best <= high, ignore_index)
         return labels.masked_fill(best < low, background_class)
     lead = best - scores.topk(2, dim=1).values[:, 1]
-    return labels.masked_fill((best < low) | (lead <= margin * best), ignore_index)
+    labels = labels.masked_fill((best < low) | (lead <= margin * best), ignore_index)
+    # of the best score, and where but one class is possible the same for all pixels
+    lead = torch.where(lead > best, torch.inf, lead / best.clamp_min(_TINY))
+    return keep_leading(labels, lead, share=share, ignore_index=ignore_index)
+
+
+def keep_leading(labels: Tensor, lead: Tensor, *, share: float, ignore_index: int) -> Tensor:
+    """Keep the given share of each class's pixels in each image, those with the largest lead.
+
+    Args:
+        labels: [B, H, W] int64.
+        lead: [B, H, W], by how much a pixel's class leads.
+        share: in (0, 1]; of n pixels ``ceil(share * n)`` stay, and those that lead as much as the
+            last of them.
+        ignore_index: of pixels without a label, and of those that lose theirs.
+
+    Returns:
+        [B, H, W] int64.
+
+    >>> import torch
+    >>> labels = torch.tensor([[[0, 0, 0, 0, 1]]])
+    >>> lead = torch.tensor([[[0.9, 0.2, 0.8, 0.1, 0.3]]])
+    >>> keep_leading(labels, lead, share=0.5, ignore_index=255)
+    tensor([[[  0, 255,   0, 255,   1]]])
+    """
+    kept = labels.clone()
+    for own_labels, own_lead, own_kept in zip(labels, lead, kept, strict=True):
+        for class_id in own_labels.unique():
+            if class_id == ignore_index:
+                continue
+            of_class = own_labels == class_id
+            leads = own_lead[of_class]
+            count = math.ceil(share * leads.numel())
+            least = leads.topk(count).values[-1]
+            own_kept[of_class & (own_lead < least)] = ignore_index
+    return kept
