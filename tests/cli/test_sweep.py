@@ -310,7 +310,23 @@ def test_cost_is_that_of_cells_of_the_same_row(
     quarter = [x for x in found["cells"] if x["row"] == "u2pl" and x["state"] == "done"]
     assert cell["cost"] == pytest.approx(sum(c["seconds"] for c in quarter) / 2)
     assert len(seconds) == 4
-    assert found["unknown"] == 1  # the row that fails
+    assert found["unknown"] == 0
+    guessed = [c for c in found["cells"] if c["guessed"]]
+    assert {c["row"] for c in guessed} == {"bad"}  # which fails, so nothing is known of it
+    a_step = max(c["cost"] for c in found["cells"] if c["seed"] == 2) / 2
+    assert guessed[0]["cost"] == pytest.approx(a_step * (3 - guessed[0]["step"]))
+
+
+def test_cost_of_which_nothing_is_known_is_said_to_be_unknown(
+    u2pl: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_dataset(tmp_path / "data", num_labeled=8)
+    file, told = write_sweep(tmp_path / "s.yaml"), tmp_path / "told.json"
+    assert u2pl("sweep", file, "--out", tmp_path / "out", "--dry-run", "--json", told) == 0
+    found = json.loads(told.read_text())
+    assert found["unknown"] == len(found["cells"])
+    assert not any(cell["guessed"] for cell in found["cells"])
+    assert "What the rest costs is not known; add --measure." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

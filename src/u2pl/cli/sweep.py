@@ -196,6 +196,7 @@ def cells_table(found: dict[str, Any]) -> Table:
         table.add_column(head, overflow="fold")
     for cell in found["cells"]:
         left = "unknown" if cell["cost"] is None else length(cell["cost"])
+        left = f"{left} ?" if cell["guessed"] else left
         is_left = cell["state"] not in ("done", "changed")
         parts = [
             cell["row"],
@@ -212,9 +213,9 @@ def cells_table(found: dict[str, Any]) -> Table:
 def describe_cost(found: dict[str, Any]) -> str:
     """How many cells are how far, and how long the rest takes.
 
-    >>> describe_cost({"cells": [{"state": "done"}, {"state": "missing"}, {"state": "missing"}],
-    ...     "total_seconds": 7200.0, "unknown": 1, "jobs": 1})
-    '1 done, 2 missing. About 2.0 hours, one at a time, and 1 more of unknown cost.'
+    >>> cells = [{"state": "done", "guessed": False}, {"state": "missing", "guessed": True}]
+    >>> describe_cost({"cells": cells, "total_seconds": 7200.0, "unknown": 0, "jobs": 1})
+    '1 done, 1 missing. About 2.0 hours, one at a time (? as the dearest other row; add --measure).'
     """
     states = [cell["state"] for cell in found["cells"]]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
@@ -222,6 +223,8 @@ def describe_cost(found: dict[str, Any]) -> str:
     if found["total_seconds"] is None:
         return f"{counts}. What the rest costs is not known; add --measure."
     more = f", and {found['unknown']} more of unknown cost" if found["unknown"] else ""
+    if any(cell["guessed"] for cell in found["cells"]):
+        more += " (? as the dearest other row; add --measure)"
     return f"{counts}. About {duration(found['total_seconds'] / 3600)}, {at_a_time}{more}."
 
 

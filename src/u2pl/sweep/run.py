@@ -76,11 +76,13 @@ class Cost:
         seconds: of each cell that is not done, by folder; None is unknown.
         total: seconds until all are done with so many at a time; None where nothing is known.
         unknown: cells whose cost is unknown, which the total leaves out.
+        guessed: those of whose row nothing is known; they cost what the dearest other row does.
     """
 
     seconds: dict[Path, float | None]
     total: float | None
     unknown: int
+    guessed: frozenset[Path]
 
 
 def look_at_sweep(
@@ -103,8 +105,9 @@ def look_at_sweep(
         on_measure: called with a row before it is measured.
 
     Returns:
-        As :func:`run_sweep`, with ``cost`` (seconds that are left, null where unknown) of each of
-        ``cells``, and ``total_seconds``, ``unknown`` (cells of unknown cost) and ``jobs``.
+        As :func:`run_sweep`, with ``cost`` (seconds that are left, null where unknown) and
+        ``guessed`` (by the dearest other row) of each of ``cells``, and ``total_seconds``,
+        ``unknown`` (cells of unknown cost) and ``jobs``.
 
     Raises:
         UserError: see :func:`run_sweep`.
@@ -120,6 +123,7 @@ def look_at_sweep(
         table = make_table(plan.sweep, cells, status)
     for cell, line in zip(cells, table["cells"], strict=True):
         line["cost"] = cost.seconds.get(cell.folder, 0.0)
+        line["guessed"] = cell.folder in cost.guessed
     return table | {"total_seconds": cost.total, "unknown": cost.unknown, "jobs": jobs}
 
 
@@ -169,16 +173,21 @@ def estimate(
     for one in status.values():
         if one.result is not None:
             taken.setdefault(str(one.result["row"]), []).append(float(one.result["seconds"]))
+    whole = {row: fmean(seconds) for row, seconds in taken.items()} | dict(measured)
+    steps = {cell.row: cell.steps for cell in cells}
+    dearest = max((whole[row] / steps[row] for row in whole if row in steps), default=None)
     seconds: dict[Path, float | None] = {}
+    guessed = set[Path]()
     for cell in cells:
         if is_left(status, cell):
-            past = taken.get(cell.row)
-            whole = measured.get(cell.row, None if past is None else fmean(past))
-            left = 1 - min(status[cell.folder].step / cell.steps, 1)
-            seconds[cell.folder] = None if whole is None else whole * left
+            left = cell.steps - min(status[cell.folder].step, cell.steps)
+            a_step = whole[cell.row] / cell.steps if cell.row in whole else dearest
+            seconds[cell.folder] = None if a_step is None else a_step * left
+            if cell.row not in whole and a_step is not None:
+                guessed.add(cell.folder)
     known = [value for value in seconds.values() if value is not None]
     total = max(sum(known) / jobs, max(known)) if known else (None if seconds else 0.0)
-    return Cost(seconds, total, len(seconds) - len(known))
+    return Cost(seconds, total, len(seconds) - len(known), frozenset(guessed))
 
 
 def check_jobs(jobs: int | None) -> int:
