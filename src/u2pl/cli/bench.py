@@ -70,8 +70,8 @@ def write_pages(result: dict[str, Any], out: Path | None) -> None:
         return
     try:
         out.mkdir(parents=True, exist_ok=True)
-        file = out / file_name(result)
-        file.with_suffix(".md").write_text(page(result), encoding="utf-8")
-        file.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+        name = file_name(result)
+        (out / f"{name}.md").write_text(page(result), encoding="utf-8")
+        (out / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"Cannot write to {out}: {error.strerror}.") from None

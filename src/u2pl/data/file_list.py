@@ -39,18 +39,17 @@ class SampleList(Sequence["Sample"]):
         """The samples' images, as text."""
 
 
-class JoinedList(SampleList):
-    """Some lists of samples one after the other.
+class PartedList(SampleList):
+    """Samples of some parts, one part after the other.
 
     Args:
-        parts: the lists.
+        lengths: samples of each part.
     """
 
-    __slots__ = ("_firsts", "_parts")
+    __slots__ = ("_firsts",)
 
-    def __init__(self, *parts: SampleList) -> None:
-        self._parts = parts
-        self._firsts = [0, *itertools.accumulate(map(len, parts))]
+    def __init__(self, lengths: Iterable[int]) -> None:
+        self._firsts = [0, *itertools.accumulate(lengths)]
 
     def __len__(self) -> int:
         return self._firsts[-1]
@@ -65,8 +64,29 @@ class JoinedList(SampleList):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index %= len(self)
-        number = bisect_right(self._firsts, index) - 1
-        return self._parts[number][index - self._firsts[number]]
+        part = bisect_right(self._firsts, index) - 1
+        return self._sample(part, index - self._firsts[part])
+
+    @abstractmethod
+    def _sample(self, part: int, place: int) -> Sample:
+        """Make the sample at a place of a part."""
+
+
+class JoinedList(PartedList):
+    """Some lists of samples one after the other.
+
+    Args:
+        parts: the lists.
+    """
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, *parts: SampleList) -> None:
+        super().__init__(map(len, parts))
+        self._parts = parts
+
+    def _sample(self, part: int, place: int) -> Sample:
+        return self._parts[part][place]
 
     def names(self) -> Iterator[str]:
         """The samples' names."""

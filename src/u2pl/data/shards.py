@@ -14,7 +14,6 @@ import logging
 import os
 import re
 import zipfile
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,11 +21,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from u2pl.data.file_list import SampleList
+from u2pl.data.file_list import PartedList
 from u2pl.data.images import refuse_way_out, whole_file
 from u2pl.data.storage import (
     FileState,
@@ -80,7 +79,7 @@ class Shard:
         return public_address(self.address)
 
 
-class ShardList(SampleList):
+class ShardList(PartedList):
     """The images of some shards as samples without masks and tags, made when asked.
 
     Args:
@@ -91,26 +90,12 @@ class ShardList(SampleList):
         self._shards = tuple(shards)
         # Where each name begins in its shard's text, and where it ends.
         self._ends = [np.flatnonzero(shard.index.names == ord("\n")) for shard in self._shards]
-        self._firsts = [0, *itertools.accumulate(len(ends) for ends in self._ends)]
+        super().__init__(map(len, self._ends))
 
-    def __len__(self) -> int:
-        return self._firsts[-1]
-
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Sample, ...]: ...
-    def __getitem__(self, index: int | slice) -> Sample | tuple[Sample, ...]:
+    def _sample(self, part: int, place: int) -> Sample:
         from u2pl.data.sources import Sample
 
-        if isinstance(index, slice):
-            return tuple(self[place] for place in range(*index.indices(len(self))))
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        index %= len(self)
-        number = bisect_right(self._firsts, index) - 1
-        name, member = self._item(number, index - self._firsts[number])
-        return Sample(name, member)
+        return Sample(*self._item(part, place))
 
     def items(self) -> Iterator[tuple[str, Member]]:
         """The samples' names and images."""
