@@ -252,6 +252,9 @@ class TrainSettings(Settings):
     channels_last: bool = True
     compile: tuple[Literal["student", "teacher", "method"], ...] = ()
     """Parts of the step that torch.compile makes faster, after a minute or more of compiling."""
+    cuda_graph: bool = True
+    """Record a step's forward and backward passes once and ask a GPU for all of it at once; not
+    with several processes or float16. The numbers stay the same."""
     separate_statistics: bool = False
     """BatchNorm normalises labelled and unlabelled images apart, and keeps the averages of the
     latter [R]: for two domains."""

@@ -67,8 +67,9 @@ def follow(teacher: nn.Module, student: nn.Module, *, decay: float) -> None:
     theirs = [*student.parameters(), *student.buffers()]
     moving = [i for i, tensor in enumerate(ours) if tensor.is_floating_point()]
     torch._foreach_lerp_([ours[i] for i in moving], [theirs[i] for i in moving], 1 - decay)
-    for i in set(range(len(ours))) - set(moving):
-        ours[i].copy_(theirs[i])
+    counters = [i for i, tensor in enumerate(ours) if not tensor.is_floating_point()]
+    if counters:
+        torch._foreach_copy_([ours[i] for i in counters], [theirs[i] for i in counters])
 
 
 @contextmanager

@@ -13,26 +13,8 @@ from u2pl.bench.host_syncs import HostSyncs
 from u2pl.engine.guard import FirstFailure
 from u2pl.engine.state import initial_state
 from u2pl.engine.step import training_step
+from variants import VARIANTS
 from waiting import waiting_is_an_error
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "warm-up": {"train__supervised_steps": 2},
-    "sgd": {"optimizer__name": "sgd"},
-    "clipped": {"optimizer__max_grad_norm": 1.0},
-    "parts": {"train__accumulation": 2},
-    "ohem": {"train__ohem": True},
-    "thresholds of classes": {"method__partition_by": "class"},
-    "cutout": {"method__mixing": "cutout"},
-    "classmix": {"method__mixing": "classmix"},
-    "two domains": {
-        "method__mixing": "classmix_labeled",
-        "method__pixel_weighting": "confident_share",
-        "train__separate_statistics": True,
-    },
-    "no contrast": {"method__contrastive_weight": 0.0},
-    "bfloat16 queues": {"method__queue_dtype": "bfloat16"},
-}
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -243,8 +243,10 @@ def test_failure_is_noticed_in_its_own_step(
     original = loop.training_step
     steps: list[int] = []
 
-    def spoiled(fabric: Any, state: TrainState, *others: Any) -> dict[str, torch.Tensor]:
-        values = original(fabric, state, *others)
+    def spoiled(
+        fabric: Any, state: TrainState, *others: Any, **named: Any
+    ) -> dict[str, torch.Tensor]:
+        values = original(fabric, state, *others, **named)
         steps.append(state.step)
         return values | ({"loss_c": torch.tensor(torch.nan)} if state.step == 3 else {})
 
@@ -279,8 +281,10 @@ def test_update_that_spoils_the_weights_is_not_saved(
     """A finite loss may have a gradient that is not, so that only the weights show it."""
     original = loop.training_step
 
-    def spoiled(fabric: Any, state: TrainState, *others: Any) -> dict[str, torch.Tensor]:
-        values = original(fabric, state, *others)
+    def spoiled(
+        fabric: Any, state: TrainState, *others: Any, **named: Any
+    ) -> dict[str, torch.Tensor]:
+        values = original(fabric, state, *others, **named)
         if state.step == 3:
             next(state.student.parameters()).detach().fill_(torch.nan)
         return values

@@ -19,7 +19,7 @@ from u2pl.engine import step as step_module
 from u2pl.engine import targets
 from u2pl.engine.state import TrainState
 from u2pl.engine.step import training_step
-from u2pl.engine.targets import PseudoLabels, TeacherView, pseudo_label
+from u2pl.engine.targets import PseudoLabels, StepNumbers, TeacherView, pseudo_label
 from u2pl.losses import contrastive_loss
 from u2pl.mixing import on_grid
 from u2pl.models import upsample
@@ -648,10 +648,11 @@ def test_each_class_keeps_the_same_share_of_its_pixels() -> None:
     )
     _, state = tiny_state(config)
     batch, generator = tiny_batch(), torch.Generator().manual_seed(0)
+    numbers = StepNumbers(torch.tensor(0.4).double(), torch.tensor(1.0), True, generator)
     logits = torch.randn(2, NUM_CLASSES, 8, 8, generator=generator)
     logits[:, 0] += 1.0  # a class that is more frequent and surer than others
     view = TeacherView(logits, torch.zeros(2, 8, 8, 8))
-    pseudo = pseudo_label(state, view, view, batch, 0.4, config, generator)
+    pseudo = pseudo_label(state, view, view, batch, numbers, config)
     probs = upsample(logits, SIZE).softmax(1)
     predictions, entropy = probs.argmax(dim=1), prediction_entropy(probs)
     thresholds = []

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from u2pl import partition
-from u2pl.bench.clock import Clock
+from u2pl.bench.clock import finish
 from u2pl.bench.workload import IGNORE, Inputs, Workload
 from u2pl.config import Config
 from u2pl.contrast import MomentumPrototypes, NegativeQueues, class_means
 from u2pl.engine import pairs as contrast
+from u2pl.engine.recorded import WARM_UP, on_another_stream, record
 from u2pl.engine.state import TrainState
 from u2pl.engine.targets import MixedPixels, PseudoLabels, TeacherView, judge_pixels
 from u2pl.mixing import on_grid
@@ -52,8 +58,12 @@ class Method:
         queues.keys.copy_(F.normalize(torch.randn(queues.keys.shape), dim=1))
         queues.num_keys.copy_(queues.capacities)
 
-    def run(self, clock: Clock) -> Tensor:
-        """Do one step's work, backward pass included; return the loss."""
+    def run(self, clock: Callable[[str], AbstractContextManager[Any]] = nullcontext) -> Tensor:
+        """Do one step's work, backward pass included; return the loss.
+
+        Args:
+            clock: a :class:`~u2pl.bench.clock.Clock`, or nothing that measures.
+        """
         inputs, state, config, workload = self.inputs, self.state, self.config, self.workload
         view = TeacherView(inputs.logits_l, inputs.features_l)
         with torch.no_grad():
@@ -117,6 +127,30 @@ class Method:
             unreliable=on_grid(unreliable, workload.grid),
             undecided=on_grid(unreliable, workload.grid),
         )
+
+
+class RecordedMethod:
+    """All of it as one CUDA graph, as a training step on one GPU has it.
+
+    Args:
+        method: on a GPU; its queues are those that are filled.
+    """
+
+    def __init__(self, method: Method) -> None:
+        device = method.inputs.labels.device
+        with on_another_stream(device):
+            for _ in range(WARM_UP):
+                method.run()
+        self._recording = record(method.run, method.generator)
+        self._device = device
+
+    def run(self) -> float:
+        """Do one step's work; return its seconds."""
+        finish(self._device)
+        started = time.perf_counter()
+        self._recording.replay()
+        finish(self._device)
+        return time.perf_counter() - started
 
 
 def method_config(workload: Workload) -> Config:

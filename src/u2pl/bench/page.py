@@ -51,6 +51,8 @@ def page(result: dict[str, Any]) -> str:
         for kind in ("wall", "cpu"):
             both = (1000 * seconds[work][kind] for work in ("method", "loops"))
             rows.append((f"all, {kind} time", *(number(value) for value in both)))
+        if "recorded" in seconds:
+            rows.append(("all, as one CUDA graph", number(1000 * seconds["recorded"]["wall"]), "–"))
         lines += ["", f"## {name}, milliseconds by phase", ""]
         lines += _table(("Phase", "u2pl", "Loops"), rows)
     for name, found in result["input"].items():

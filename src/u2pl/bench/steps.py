@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from u2pl.bench.clock import finish
 from u2pl.bench.host_syncs import HostSyncs
@@ -20,18 +20,17 @@ from u2pl.data.sources import Dataset
 from u2pl.engine.evaluate import Tally, count
 from u2pl.engine.loop import choose_precision
 from u2pl.engine.protocol import Protocol
+from u2pl.engine.recorded import gradients_of
 from u2pl.engine.state import TrainState, initial_state
 from u2pl.engine.step import (
-    step_generator,
+    compute_gradients,
     supervised_loss,
     teacher_views,
     training_step,
     unsupervised_loss,
-    update_student,
 )
-from u2pl.engine.targets import TeacherView, pseudo_label
+from u2pl.engine.targets import StepNumbers, TeacherView, pseudo_label
 from u2pl.models import upsample
-from u2pl.teacher import follow
 
 NUM_CLASSES = 21
 VAL_IMAGES = 1449
@@ -90,9 +89,6 @@ class Steps:
         config: of the run.
         device: CPU or GPU.
         num_classes: C.
-
-    Attributes:
-        peaks: on a GPU, most bytes that were allocated in each step; empty elsewhere.
     """
 
     def __init__(
@@ -103,29 +99,41 @@ class Steps:
         self.fabric = Fabric(accelerator=accelerator, devices=1, precision=choose_precision(config))
         self.state = make_state(config, self.fabric, num_classes)
         self.batch = random_batch(config, self.fabric.device, num_classes)
-        self.peaks: list[int] = []
+        self.gradients = gradients_of(config, self.fabric, self.state, self.compute)
 
-    def step(self) -> None:
-        """Make a step."""
-        training_step(self.fabric, self.state, self.batch, self.config)
+    def compute(
+        self,
+        fabric: Fabric,
+        state: TrainState,
+        batch: Batch,
+        numbers: StepNumbers,
+        config: Config,
+        /,
+    ) -> dict[str, Tensor]:
+        """Losses and gradients, as :func:`u2pl.engine.step.compute_gradients`."""
+        return compute_gradients(fabric, state, batch, numbers, config)
+
+    def step(self, *, recorded: bool = True) -> None:
+        """Make a step.
+
+        Args:
+            recorded: as a CUDA graph where training does so.
+        """
+        gradients = self.gradients if recorded else self.compute
+        training_step(self.fabric, self.state, self.batch, self.config, gradients=gradients)
 
     def run(self) -> float:
         """Make a step; return its seconds."""
-        device = self.fabric.device
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        finish(device)
+        finish(self.fabric.device)
         started = time.perf_counter()
         self.step()
-        finish(device)
-        if device.type == "cuda":
-            self.peaks.append(torch.cuda.max_memory_allocated(device))
+        finish(self.fabric.device)
         return time.perf_counter() - started
 
     def host_syncs(self) -> int:
         """How often a step calls what waits for a GPU."""
         with HostSyncs() as syncs:
-            self.step()
+            self.step(recorded=False)
         return sum(syncs.found.values())
 
 
@@ -136,18 +144,23 @@ class NetworkSteps(Steps):
     the method's own work on them.
     """
 
-    def step(self) -> None:
-        """A training step by the functions of :mod:`u2pl.engine.step`, contrast left out."""
-        state, batch, config = self.state, self.batch, self.config
+    def compute(
+        self,
+        fabric: Fabric,
+        state: TrainState,
+        batch: Batch,
+        numbers: StepNumbers,
+        config: Config,
+        /,
+    ) -> dict[str, Tensor]:
+        """By the functions of :mod:`u2pl.engine.step`, contrast left out."""
         assert batch.unlabeled is not None, "random batches have both halves"
         bare = config.with_overrides({"method.contrastive_weight": 0.0})
-        generator = step_generator(config.train.seed, state, self.fabric.device)
-        alpha = config.method.initial_unreliable_fraction
         with torch.no_grad():
-            views = teacher_views(self.fabric, state, batch.labeled, batch.unlabeled)
+            views = teacher_views(fabric, state, batch.labeled, batch.unlabeled)
             assert views[1] is not None, "asked for"
             view = TeacherView(views[1].logits, views[1].features[:, :0])
-            pseudo = pseudo_label(state, None, view, batch, alpha, bare, generator)
+            pseudo = pseudo_label(state, None, view, batch, numbers, bare).for_the_student()
         labels, size = batch.labeled.labels, config.data.crop
         num_anchors = len(state.queues.capacities) * config.method.num_anchors
         logits, features = state.student(
@@ -158,10 +171,8 @@ class NetworkSteps(Steps):
         count = (labels != IGNORE).sum()
         loss = supervised_loss(full[: len(labels)], labels, count, state, bare)
         loss = loss + unsupervised_loss(full[len(labels) :], pseudo.streams, IGNORE, bare)
-        self.fabric.backward(loss + 0 * features.sum())  # the features' head learns too
-        update_student(self.fabric, state, {"loss": loss.detach()}, bare)
-        follow(state.teacher, state.student, decay=config.method.ema_decay)
-        state.step += 1
+        fabric.backward(loss + 0 * features.sum())  # the features' head learns too
+        return {"loss": loss.detach()}
 
 
 def step_kinds(device: torch.device, overrides: dict[str, Any]) -> dict[str, Steps]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,12 +23,12 @@ class LabeledBatch:
     labels: Tensor
     strong: Tensor | None = None
 
-    def to(self, device: torch.device | str) -> LabeledBatch:
-        """Return the batch on ``device``."""
+    def map(self, function: Callable[[Tensor], Tensor]) -> LabeledBatch:
+        """Return what ``function`` makes of each tensor."""
         return LabeledBatch(
-            self.images.to(device, non_blocking=True),
-            self.labels.to(device, non_blocking=True),
-            None if self.strong is None else self.strong.to(device, non_blocking=True),
+            function(self.images),
+            function(self.labels),
+            None if self.strong is None else function(self.strong),
         )
 
 
@@ -47,13 +48,13 @@ class UnlabeledBatch:
     valid: Tensor
     possible_classes: Tensor
 
-    def to(self, device: torch.device | str) -> UnlabeledBatch:
-        """Return the batch on ``device``."""
+    def map(self, function: Callable[[Tensor], Tensor]) -> UnlabeledBatch:
+        """Return what ``function`` makes of each tensor."""
         return UnlabeledBatch(
-            self.weak.to(device, non_blocking=True),
-            tuple(view.to(device, non_blocking=True) for view in self.strong),
-            self.valid.to(device, non_blocking=True),
-            self.possible_classes.to(device, non_blocking=True),
+            function(self.weak),
+            tuple(function(view) for view in self.strong),
+            function(self.valid),
+            function(self.possible_classes),
         )
 
 
@@ -64,9 +65,13 @@ class Batch:
     labeled: LabeledBatch
     unlabeled: UnlabeledBatch | None
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """Return what ``function`` makes of each tensor, always in one order."""
+        return Batch(
+            self.labeled.map(function),
+            None if self.unlabeled is None else self.unlabeled.map(function),
+        )
+
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on ``device``."""
-        return Batch(
-            self.labeled.to(device),
-            None if self.unlabeled is None else self.unlabeled.to(device),
-        )
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))

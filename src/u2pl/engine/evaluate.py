@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from u2pl.config import Config
 from u2pl.data.loaders import evaluation_batches
@@ -288,7 +287,7 @@ def evaluate(
         model.train(was_training[name])
     return {
         name: Evaluation(
-            confusion=world.sum(tally.matrix.compute().long()).cpu(),
+            confusion=world.sum(tally.confusion).cpu(),
             entropy_histogram=world.sum(tally.histogram).cpu(),
             classes=dataset.classes,
             protocol=protocol,
@@ -330,31 +329,47 @@ def count(
 
 
 class Tally:
-    """Pixels of a data set, counted on the device as they come.
+    """Pixels of a data set, counted on the device as they come; nothing waits for a GPU.
 
     Args:
         dataset: classes and ignore index.
         device: where to count.
 
     Attributes:
-        matrix: pixels by (true class, predicted class).
+        confusion: [C, C] int64, pixels by (true class, predicted class).
         histogram: [NUM_BINS] int64, pixels by entropy.
     """
 
     def __init__(self, dataset: Dataset, device: torch.device) -> None:
-        self.matrix = MulticlassConfusionMatrix(
-            dataset.num_classes,
-            ignore_index=dataset.ignore_index,
-            validate_args=False,
-            sync_on_compute=False,
-        ).to(device)
+        self._ignore_index, size = dataset.ignore_index, dataset.num_classes
+        self.confusion = torch.zeros(size, size, dtype=torch.long, device=device)
         self.histogram = torch.zeros(NUM_BINS, dtype=torch.long, device=device)
 
     def add(self, logits: Tensor, mask: Tensor) -> None:
         """Count one image: logits [1, C, H, W] against its mask [H, W]."""
-        probs = logits.softmax(dim=1)
-        self.matrix.update(probs.max(dim=1).indices, mask.unsqueeze(0))
+        probs, size = logits.softmax(dim=1), len(self.confusion)
+        place = mask.long() * size + probs.max(dim=1).indices.squeeze(0)
+        place = torch.where(mask == self._ignore_index, size * size, place)
+        self.confusion += counts_of(place, size * size + 1)[:-1].view(size, size)
         self.histogram += entropy_histogram(probs)
+
+
+def counts_of(values: Tensor, number: int) -> Tensor:
+    """How often each of 0, …, ``number`` - 1 occurs.
+
+    Args:
+        values: int64 of any shape, none of them outside of these.
+        number: K.
+
+    Returns:
+        [K] int64.
+
+    >>> counts_of(torch.tensor([2, 0, 2]), 4)
+    tensor([1, 0, 2, 0])
+    """
+    if values.is_cuda:  # bincount would wait, to see the largest
+        return torch.histc(values, bins=number, min=0, max=number)
+    return torch.bincount(values.flatten(), minlength=number)
 
 
 def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -367,7 +382,7 @@ def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
 def entropy_histogram(probs: Tensor) -> Tensor:
     """Pixels of [B, C, H, W] probabilities by entropy, [NUM_BINS] int64 from 0 to log C."""
     bins = entropy_bins(prediction_entropy(probs), probs.shape[1])
-    return torch.bincount(bins.flatten(), minlength=NUM_BINS)
+    return counts_of(bins, NUM_BINS)
 
 
 def entropy_bins(entropy: Tensor, num_classes: int) -> Tensor:

@@ -31,6 +31,7 @@ from u2pl.engine.evaluate import Evaluation, evaluate
 from u2pl.engine.failure import keep_batch
 from u2pl.engine.guard import FirstFailure
 from u2pl.engine.protocol import protocol_of, scored_classes
+from u2pl.engine.recorded import gradients_of
 from u2pl.engine.run_folder import MetricsLog, NoLog, RunFolder
 from u2pl.engine.shared_norm import share_statistics
 from u2pl.engine.state import TrainState, initial_state
@@ -266,6 +267,7 @@ class Runner:
         self.scores: dict[str, Evaluation] = {}
         self.scored_at = -1
         self.failure = FirstFailure(fabric.device)
+        self.gradients = gradients_of(config, fabric, state)
         self.watch = Watchdog(config.train.watchdog_minutes, folder.path, exit_code=RESUME_ME)
 
     def run(self, stop: int) -> dict[str, Any]:
@@ -277,7 +279,9 @@ class Runner:
         with noticing_signals() as asked_to_stop, closing(log), closing(batches), self.watch:
             started, since = time.perf_counter(), self.state.step
             for batch in self.watched(batches):
-                values = training_step(self.fabric, self.state, batch, self.config)
+                values = training_step(
+                    self.fabric, self.state, batch, self.config, gradients=self.gradients
+                )
                 step, last = self.state.step, self.state.step == stop
                 self.failure.look(step, values)
                 if self.fabric.device.type == "cpu":  # there is nothing to wait for

@@ -6,7 +6,7 @@ grid [h, w]; images, labels and losses at full size [H, W].
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from lightning_fabric import Fabric
@@ -27,14 +27,33 @@ from u2pl.engine.pairs import (
     rows_of_batch,
 )
 from u2pl.engine.state import TrainState
-from u2pl.engine.targets import PseudoLabels, Stream, TeacherView, pseudo_label
+from u2pl.engine.targets import PseudoLabels, StepNumbers, Stream, TeacherView, pseudo_label
 from u2pl.models import upsample
 from u2pl.models.segmenter import STRIDE
 from u2pl.teacher import follow, statistics_at_rest, teacher_decay
 
 
+class Gradients(Protocol):
+    """A way to :func:`compute_gradients`."""
+
+    def __call__(
+        self,
+        fabric: Fabric,
+        state: TrainState,
+        batch: Batch,
+        numbers: StepNumbers,
+        config: Config,
+        /,
+    ) -> dict[str, Tensor]: ...
+
+
 def training_step(
-    fabric: Fabric, state: TrainState, batch: Batch, config: Config
+    fabric: Fabric,
+    state: TrainState,
+    batch: Batch,
+    config: Config,
+    *,
+    gradients: Gradients | None = None,
 ) -> dict[str, Tensor]:
     """Make one update of student, teacher, prototypes and queues.
 
@@ -43,38 +62,72 @@ def training_step(
         state: changed in place; its ``step`` rises by one.
         batch: on the state's device; without an unlabelled half the step is a supervised one.
         config: the run.
+        gradients: computes losses and gradients; None takes :func:`compute_gradients`.
 
     Returns:
         Scalars on the device: the loss, its terms exactly as optimised, the gradient's norm, and
         counts. Nothing here waits for the device. Where one is not finite the weights stay.
     """
-    semi_step = state.step - config.train.supervised_steps
-    unlabeled = batch.unlabeled if semi_step >= 0 else None
-    contrasted = config.method.contrastive_weight > 0 and semi_step >= 0
-    generator = step_generator(config.train.seed, state, batch.labeled.images.device)
-    alpha = partition.unreliable_fraction(
-        max(semi_step, 0),
-        max(config.train.steps - config.train.supervised_steps, 1),
-        initial=config.method.initial_unreliable_fraction,
-    )
-    if not config.method.adaptive_partition:
-        alpha = config.method.initial_unreliable_fraction
-    pseudo, pairs = None, None
-    with torch.no_grad():
-        labeled = batch.labeled if contrasted else None
-        view_l, view_u = teacher_views(fabric, state, labeled, unlabeled)
-        if unlabeled is not None and view_u is not None:
-            pseudo = pseudo_label(state, view_l, view_u, batch, alpha, config, generator)
-        if view_l is not None:
-            labels = batch.labeled.labels
-            pairs = contrast_pairs(state, view_l, labels, pseudo, config, generator)
-
-    terms = backward_in_parts(fabric, state, batch.labeled, pseudo, pairs, config)
+    if state.step < config.train.supervised_steps:
+        batch = Batch(batch.labeled, None)
+    numbers = step_numbers(state, config, batch.labeled.images.device)
+    terms = (gradients or compute_gradients)(fabric, state, batch, numbers, config)
     terms |= update_student(fabric, state, terms, config)
     decay = teacher_decay(state.step, maximum=config.method.ema_decay)
     follow(state.teacher, state.student, decay=decay)
     state.step += 1
-    return terms | counts(pseudo, pairs, state, alpha)
+    return terms
+
+
+def compute_gradients(
+    fabric: Fabric, state: TrainState, batch: Batch, numbers: StepNumbers, config: Config
+) -> dict[str, Tensor]:
+    """Losses of a step and their gradients; prototypes and queues move on.
+
+    Args:
+        fabric, state, batch, config: as for :func:`training_step`; the weights stay as they are.
+        numbers: of the step.
+
+    Returns:
+        The loss, its terms, and counts.
+    """
+    pseudo, pairs = make_targets(fabric, state, batch, numbers, config)
+    terms = backward_in_parts(fabric, state, batch.labeled, pseudo, pairs, config)
+    return terms | counts(pseudo, pairs, state, numbers)
+
+
+@torch.no_grad()
+def make_targets(
+    fabric: Fabric, state: TrainState, batch: Batch, numbers: StepNumbers, config: Config
+) -> tuple[PseudoLabels | None, ContrastPairs | None]:
+    """What the student is taught, by the teacher's word; nothing else of that word is kept."""
+    pseudo, pairs = None, None
+    labeled = batch.labeled if numbers.contrasted else None
+    view_l, view_u = teacher_views(fabric, state, labeled, batch.unlabeled)
+    if view_u is not None:
+        pseudo = pseudo_label(state, view_l, view_u, batch, numbers, config)
+    if view_l is not None:
+        labels = batch.labeled.labels
+        pairs = contrast_pairs(state, view_l, labels, pseudo, config, numbers.generator)
+    return None if pseudo is None else pseudo.for_the_student(), pairs
+
+
+def step_numbers(state: TrainState, config: Config, device: torch.device) -> StepNumbers:
+    """The numbers of the step that a state is at."""
+    method, semi_step = config.method, state.step - config.train.supervised_steps
+    alpha = method.initial_unreliable_fraction
+    if method.adaptive_partition:
+        total_steps = max(config.train.steps - config.train.supervised_steps, 1)
+        alpha = partition.unreliable_fraction(max(semi_step, 0), total_steps, initial=alpha)
+    eta = method.unsupervised_weight * losses.ramp_up(
+        max(semi_step, 0), method.unsupervised_ramp_steps
+    )
+    return StepNumbers(
+        alpha=torch.full((), alpha, dtype=torch.float64, device=device),
+        eta=torch.full((), eta, device=device),
+        contrasted=method.contrastive_weight > 0 and semi_step >= 0,
+        generator=step_generator(config.train.seed, state, device),
+    )
 
 
 def step_generator(seed: int, state: TrainState, device: torch.device) -> torch.Generator:
@@ -353,7 +406,10 @@ def supervised_loss(
 
 
 def counts(
-    pseudo: PseudoLabels | None, pairs: ContrastPairs | None, state: TrainState, alpha: float
+    pseudo: PseudoLabels | None,
+    pairs: ContrastPairs | None,
+    state: TrainState,
+    numbers: StepNumbers,
 ) -> dict[str, Tensor]:
     """What the progress line and the report show beside the losses."""
     shown: dict[str, Tensor] = {}
@@ -361,7 +417,7 @@ def counts(
         shown["reliable_share"] = pseudo.num_kept / pseudo.num_valid.clamp_min(1)
         shown["entropy_threshold"] = pseudo.threshold
         shown["unsupervised_weight"] = pseudo.weight
-        shown["unreliable_fraction"] = torch.full_like(pseudo.threshold, alpha)
+        shown["unreliable_fraction"] = numbers.alpha.to(pseudo.threshold.dtype)
     if pairs is not None:
         shown["active_classes"] = pairs.active.sum()
         shown["queue_fill"] = state.queues.num_keys.sum() / state.queues.capacities.sum()

@@ -7,7 +7,7 @@ size [H, W].
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,22 @@ from u2pl.engine.state import TrainState
 from u2pl.mixing import on_grid
 from u2pl.models import upsample
 from u2pl.perturbation import channel_dropout, complementary_dropout
+
+
+class StepNumbers(NamedTuple):
+    """What a step's place in the run decides.
+
+    Attributes:
+        alpha: float64 scalar on the device, α_t of Eq. 7.
+        eta: float32 scalar on the device, η of Eq. 8 with its ramp.
+        contrasted: whether the step has a contrastive loss.
+        generator: of the step's random draws, on the device.
+    """
+
+    alpha: Tensor
+    eta: Tensor
+    contrasted: bool
+    generator: torch.Generator
 
 
 @dataclass(frozen=True)
@@ -84,6 +100,10 @@ class MixedPixels:
             features=self.features[:, :0],
             certain_negatives=self.certain_negatives[:, :0],
         )
+
+    def none_of_them(self) -> MixedPixels:
+        """Return the same of no image, which keeps no memory of these."""
+        return MixedPixels(**{k: v.new_empty(0, *v.shape[1:]) for k, v in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -147,15 +167,18 @@ class PseudoLabels:
     unreliable: Tensor
     undecided: Tensor
 
+    def for_the_student(self) -> PseudoLabels:
+        """Return the same without ``pixels``, which only the choice of targets needs."""
+        return replace(self, pixels=self.pixels.none_of_them())
+
 
 def pseudo_label(
     state: TrainState,
     view_l: TeacherView | None,
     view_u: TeacherView,
     batch: Batch,
-    alpha: float,
+    numbers: StepNumbers,
     config: Config,
-    generator: torch.Generator,
 ) -> PseudoLabels:
     """Denoise, veto by tags, mix images with their targets, split by entropy (Eq. 5-8)."""
     unlabeled = batch.unlabeled
@@ -164,19 +187,19 @@ def pseudo_label(
     donors = own
     if config.method.mixing == "classmix_labeled":
         donors = from_labels(batch.labeled, view_l, own, state.ignore_index)
-    views = mixed_views(own, donors, unlabeled, state, config, generator)
+    views = mixed_views(own, donors, unlabeled, state, config, numbers.generator)
     first = views[0]
-    thresholds = thresholds_of(first, alpha, state, config)
+    thresholds = thresholds_of(first, numbers.alpha, state, config)
     if config.method.feature_dropout == "stream":
         views.append(replace(own.without_contrast(), images=unlabeled.weak))
     labels = [labels_of(pixels, thresholds, state.ignore_index, config) for pixels in views]
     kept = torch.stack([(each != state.ignore_index).sum() for each in labels])
     valid = torch.stack([pixels.valid.sum() for pixels in views])
     num_valid, num_kept = state.world.sum(torch.stack([valid, kept]))
-    weights = weights_of_streams(num_valid, num_kept, state, config)
+    weights = weights_of_streams(num_valid, num_kept, numbers.eta, config)
     shares = stream_shares(config)
     pixel_weights = weights_of_pixels(views, own.confidence, unlabeled.valid, state, config)
-    factors = channel_factors(len(own.images), state, config, generator)
+    factors = channel_factors(len(own.images), state, config, numbers.generator)
     streams = tuple(
         Stream(
             images=pixels.images,
@@ -205,17 +228,20 @@ def pseudo_label(
     )
 
 
-def thresholds_of(pixels: MixedPixels, alpha: float, state: TrainState, config: Config) -> Tensor:
+def thresholds_of(pixels: MixedPixels, alpha: Tensor, state: TrainState, config: Config) -> Tensor:
     """γ_t of Eq. 6 over the whole batch's pixels that the teacher has judged.
+
+    Args:
+        pixels: of the batch.
+        alpha: float64 scalar on the device; a number would be compiled in, and it changes.
+        state: classes and processes.
+        config: what has a threshold of its own.
 
     Returns:
         A scalar, or [C] where each predicted class has its own.
     """
     given: dict[str, Any] = {
-        # a number would be compiled in, and this one changes with each step
-        "unreliable_fraction": torch.full(
-            (), alpha, dtype=torch.float64, device=pixels.entropy.device
-        ),
+        "unreliable_fraction": alpha,
         "total": state.world.sum if state.world.size > 1 else None,
     }
     if config.method.partition_by == "class":
@@ -244,15 +270,10 @@ def mean_of_finite(values: Tensor) -> Tensor:
     return torch.where(finite, values, 0).sum() / finite.sum().clamp_min(1)
 
 
-def weights_of_streams(
-    num_valid: Tensor, num_kept: Tensor, state: TrainState, config: Config
-) -> Tensor:
+def weights_of_streams(num_valid: Tensor, num_kept: Tensor, eta: Tensor, config: Config) -> Tensor:
     """λ_u of each stream (Eq. 8), from its counts over the whole batch."""
-    method = config.method
-    semi_step = state.step - config.train.supervised_steps
-    eta = method.unsupervised_weight * losses.ramp_up(semi_step, method.unsupervised_ramp_steps)
     return losses.unsupervised_weight(
-        num_valid, num_kept, eta=eta, scaling=method.unsupervised_scaling
+        num_valid, num_kept, eta=eta, scaling=config.method.unsupervised_scaling
     )
 
 

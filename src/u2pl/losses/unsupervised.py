@@ -14,7 +14,7 @@ def unsupervised_weight(
     num_valid: Tensor,
     num_kept: Tensor,
     *,
-    eta: float = 1.0,
+    eta: float | Tensor = 1.0,
     scaling: Literal["inverse_share", "even", "share"] = "inverse_share",
 ) -> Tensor:
     """λ_u of Eq. 8 [P]: ``η · |B_u| H W / (pixels kept)``; or what others have in its place.
@@ -24,7 +24,7 @@ def unsupervised_weight(
     Args:
         num_valid: any shape, the pixels of the unlabelled batch, padding left out.
         num_kept: likewise, how many of them have a pseudo-label.
-        eta: η.
+        eta: η; a number, or a scalar on the device.
         scaling: ``inverse_share`` is Eq. 8; ``even`` leaves η as it is; ``share`` is
             ``η · (pixels kept) / |B_u| H W``, which makes the loss a mean over all valid pixels
             [R: FixMatch].
@@ -33,8 +33,8 @@ def unsupervised_weight(
         Of the same shape; 0 where no pixel is kept.
     """
     if scaling == "share":
-        return eta * num_kept / num_valid.clamp_min(1)
-    some = eta * (num_kept > 0)
+        return num_kept * eta / num_valid.clamp_min(1)
+    some = (num_kept > 0) * eta
     return some if scaling == "even" else some * num_valid / num_kept.clamp_min(1)
 
 
