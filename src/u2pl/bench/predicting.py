@@ -19,7 +19,7 @@ from u2pl.data.synthetic import write_streets
 from u2pl.engine.predict import predict_images
 
 SIDE = {"cuda": 512, "cpu": 192}
-COUNT = {"cuda": 100, "cpu": 8}
+COUNT = {"cuda": 200, "cpu": 8}
 
 
 @contextmanager

@@ -187,7 +187,7 @@ def step_kinds(device: torch.device, overrides: dict[str, Any]) -> dict[str, Ste
 
 
 def evaluation_work(steps: Steps, dataset: Dataset, *, in_between: bool) -> Callable[[], float]:
-    """Scoring a batch by student and teacher, as an evaluation during training does it.
+    """Scoring a batch of images by student and teacher, as an evaluation in training does it.
 
     Args:
         steps: whose networks and batch.
@@ -198,8 +198,9 @@ def evaluation_work(steps: Steps, dataset: Dataset, *, in_between: bool) -> Call
         A function that does it once and returns its seconds, decoding left out.
     """
     device = steps.fabric.device
-    images = steps.batch.labeled.images
-    masks = steps.batch.labeled.labels
+    number = steps.config.evaluation.batch_size
+    images = first_of(steps.batch.labeled.images, number)
+    masks = first_of(steps.batch.labeled.labels, number)
     student: nn.Module = getattr(steps.state.student, "module", steps.state.student)
     tallies = [Tally(dataset, device) for _ in range(2)]
 
@@ -218,28 +219,37 @@ def evaluation_work(steps: Steps, dataset: Dataset, *, in_between: bool) -> Call
     return work
 
 
+def first_of(values: Tensor, number: int) -> Tensor:
+    """The first rows, or all of them over and over.
+
+    >>> first_of(torch.tensor([1, 2]), 3), first_of(torch.tensor([1, 2]), 1)
+    (tensor([1, 2, 1]), tensor([1]))
+    """
+    return values[torch.arange(number, device=values.device) % len(values)]
+
+
 def evaluation_share(
     step_seconds: float, in_between_seconds: float, last_seconds: float, config: Config
 ) -> float:
     """Share of a default run's time that its evaluations take, with VOC's number of val images.
 
-    All are brought to an image's time, so a small batch may stand for a large one.
+    Training is brought to an image's time, so a small batch may stand for a large one.
 
     Args:
         step_seconds: of a training step.
-        in_between_seconds: of scoring a labelled batch by both networks, before the end.
+        in_between_seconds: of scoring a batch of evaluation by both networks, before the end.
         last_seconds: likewise, at the end.
         config: of all of them.
 
     >>> config = Config().with_overrides({"data.batch_labeled": 4, "data.batch_unlabeled": 4})
     >>> round(evaluation_share(8.0, 1.0, 1.0, config), 3)
-    0.022
+    0.011
     """
     default, data = Config(), config.data
     an_image_trained = step_seconds / (data.batch_labeled + data.batch_unlabeled)
     batch = default.data.batch_labeled + default.data.batch_unlabeled
     training = default.train.steps * batch * an_image_trained
     times = default.train.steps // default.train.eval_every
-    batches_scored = VAL_IMAGES / data.batch_labeled
+    batches_scored = VAL_IMAGES / config.evaluation.batch_size
     scoring = batches_scored * ((times - 1) * in_between_seconds + last_seconds)
     return scoring / (training + scoring)

@@ -483,7 +483,7 @@ class Labeling:
 def default_writers() -> int:
     """Return how many threads write results: a GPU labels an image faster than two write it."""
     cores = os.cpu_count() or 1
-    return min(8, max(2, cores - 2))
+    return min(16, max(2, cores - 2))
 
 
 @contextlib.contextmanager

@@ -54,6 +54,13 @@ def record(function: Callable[[], Any], generator: torch.Generator) -> Recording
     return Recording(graph.replay, values)
 
 
+def forget_recording(device: torch.device, *generators: torch.Generator) -> None:
+    """Let generators draw again after a recording that failed, which leaves them waiting for it."""
+    if device.type == "cuda":
+        for each in (*generators, torch.cuda.default_generators[device.index or 0]):
+            each.graphsafe_set_state(each.clone_state())
+
+
 def gradients_of(
     config: Config, fabric: Fabric, state: TrainState, compute: Gradients = compute_gradients
 ) -> Gradients:
@@ -129,6 +136,7 @@ class RecordedGradients:
         except RuntimeError as error:
             self._gave_up = True
             state.optimizer.zero_grad(set_to_none=True)
+            forget_recording(fabric.device, step.numbers.generator)
             reason = str(error).partition("\n")[0]
             warnings.warn(
                 f"This step cannot be recorded as a CUDA graph; it is made without ({reason}).",
