@@ -494,7 +494,12 @@ def colorize(mask: npt.NDArray[np.integer[Any]], colors: Sequence[Color]) -> npt
     table = np.full((len(colors) + 1, 3), 255, np.uint8)
     table[:-1] = np.array(colors, np.uint8).reshape(-1, 3)
     is_class = (mask >= 0) & (mask < len(colors))
-    return table[np.where(is_class, mask, len(colors))]
+    return _looked_up(table, np.where(is_class, mask, len(colors)))
+
+
+def _looked_up(table: npt.NDArray[np.uint8], index: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """``table[index]``; unlike that it lets other threads work meanwhile."""
+    return np.take(table, index, axis=0, mode="clip")
 
 
 def overlay(
@@ -508,13 +513,14 @@ def overlay(
 
     ``alpha`` is the mask's share, 0 to 1. Pixels that are no class (ignore) stay as they are.
     """
-    # 256 values of a channel and C of a class: looked up, not computed for each pixel
+    # 256 values of a channel and 256 of a colour: looked up, not computed for each pixel
     table = np.rint((1 - alpha) * np.arange(256)[:, None] + alpha * np.arange(256)).astype(np.uint8)
     painted = np.empty_like(image)
-    rows = max(1, 2**18 // max(mask.shape[1], 1))  # looking up takes 16 bytes a value for a while
+    rows = max(1, 2**18 // max(mask.shape[1], 1))  # looking up takes 10 bytes a value for a while
     for top in range(0, mask.shape[0], rows):
         part = slice(top, top + rows)
-        painted[part] = table[image[part], colorize(mask[part], colors)]
+        pair = np.left_shift(image[part], 8, dtype=np.uint16) | colorize(mask[part], colors)
+        painted[part] = _looked_up(table.ravel(), pair)
     is_class = (mask >= 0) & (mask < len(colors))
     return painted if is_class.all() else np.where(is_class[..., None], painted, image)
 
@@ -528,8 +534,7 @@ def entropy_picture(
     matplotlib's magma.
     """
     share = np.nan_to_num(entropy) / math.log(max(num_classes, 2))
-    picture: npt.NDArray[np.uint8] = _magma()[(share.clip(0, 1) * 255).round().astype(np.uint8)]
-    return picture
+    return _looked_up(_magma(), (share.clip(0, 1) * 255).round().astype(np.uint8))
 
 
 @functools.cache
