@@ -70,6 +70,9 @@ class ModelSettings(Settings):
     """D, the length of a pixel's representation [P: 256]."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Before the last convolution of f; not on g."""
+    auxiliary_weight: float = Field(0.0, ge=0)
+    """In L_s, of a second segmentation head on the encoder's map before the last [P: 0.4 on
+    Cityscapes]; 0 builds none. Predictions do not use it."""
 
     @model_validator(mode="after")
     def _check(self) -> ModelSettings:

@@ -103,7 +103,7 @@ def slow_figures(teacher: Teacher, data: Dataset, share: float) -> dict[str, Any
         pixels = np.asarray(Image.open(sample.image)).astype(np.float32) / 255
         with torch.no_grad():
             image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-            logits, _ = teacher.network(image)
+            logits = teacher.network(image).logits
             full = upsample(logits, (40, 56)).softmax(dim=1)
         truth = data.read_mask(sample)
         grid = (logits.shape[-2], logits.shape[-1])

@@ -71,6 +71,25 @@ def test_loss_is_the_sum_of_the_returned_terms(weight: float) -> None:
         assert min(row["loss_s"], row["loss_u"], row["loss_c"]) > 0
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {"train__separate_statistics": True}, {"train__ohem": True}]
+)
+def test_auxiliary_head_is_taught_by_the_labels_alone(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    seen = spy(monkeypatch, "student_views")
+    losses_of = spy(monkeypatch, "supervised_loss")
+    batch = tiny_batch()
+    state, rows = run(tiny_config(model__auxiliary_weight=0.4, **changes), steps=1, batch=batch)
+    (_, said), ((_, main), (given, auxiliary)) = seen[0], losses_of
+    assert said.auxiliary.shape[0] == len(batch.labeled.images)
+    assert torch.equal(given["logits"], upsample(said.auxiliary, SIZE))
+    assert given["labels"] is not None
+    assert rows[0]["loss_s"] == pytest.approx(main.item() + 0.4 * auxiliary.item(), rel=1e-6)
+    memory = state.optimizer.state[next(state.student.auxiliary_head.parameters())]
+    assert memory["exp_avg"].abs().max() > 0
+
+
 def test_loss_given_to_backward_is_the_returned_one(monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config(train__accumulation=2)
     fabric, state = tiny_state(config)

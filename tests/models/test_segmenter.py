@@ -46,7 +46,7 @@ def settings(**changes: Any) -> ModelSettings:
 @pytest.mark.parametrize("size", [(64, 64), (45, 70)], ids=["even", "odd"])
 def test_every_decoder_answers_on_the_grid_of_stride_four(kind: str, size: tuple[int, int]) -> None:
     model = Segmenter(settings(**KINDS[kind]), 5)
-    logits, features = model(torch.rand(2, 3, *size))
+    logits, features, _ = model(torch.rand(2, 3, *size))
     grid = (math.ceil(size[0] / 4), math.ceil(size[1] / 4))
     assert logits.shape == (2, 5, *grid)
     assert features.shape == (2, 8, *grid)
@@ -63,6 +63,30 @@ def test_every_parameter_of_a_network_is_trained(kind: str) -> None:
     without = {n for n, p in model.named_parameters() if p.grad is None}
     # what timm's transformer would classify with stands behind the blocks that DPT reads
     assert without <= {f"encoder.model.head.{k}" for k in ("weight", "bias")}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(64, 64), (45, 70)], ids=["even", "odd"])
+def test_auxiliary_head_answers_for_the_images_that_it_is_asked_about(
+    kind: str, size: tuple[int, int]
+) -> None:
+    model = Segmenter(settings(**KINDS[kind], auxiliary_weight=0.4), 5).eval()
+    images = torch.rand(3, 3, *size)
+    output = model(images, num_auxiliary=2)
+    grid = (math.ceil(size[0] / 4), math.ceil(size[1] / 4))
+    assert output.auxiliary.shape == (2, 5, *grid)
+    alone = model(images[1:2], num_auxiliary=1).auxiliary
+    torch.testing.assert_close(output.auxiliary[1:2], alone, rtol=1e-4, atol=1e-5)
+    assert model(images).auxiliary is None
+
+
+def test_auxiliary_head_reads_the_map_before_the_last_and_is_not_there_unasked() -> None:
+    plain = Segmenter(settings(), 5)
+    assert not [name for name in plain.state_dict() if name.startswith("auxiliary")]
+    model = Segmenter(settings(auxiliary_weight=0.4), 5)
+    model(torch.rand(2, 3, 64, 64), num_auxiliary=2).auxiliary.sum().backward()
+    stages = [any(p.grad is not None for p in stage.parameters()) for stage in model.encoder.stages]
+    assert stages == [True] * (len(stages) - 1) + [False]
 
 
 def test_answer_moves_with_the_image() -> None:

@@ -163,15 +163,15 @@ class NetworkSteps(Steps):
             pseudo = pseudo_label(state, None, view, batch, numbers, bare).for_the_student()
         labels, size = batch.labeled.labels, config.data.crop
         num_anchors = len(state.queues.capacities) * config.method.num_anchors
-        logits, features = state.student(
+        said = state.student(
             torch.cat([batch.labeled.images, *(s.images for s in pseudo.streams)]),
             feature_cells=torch.zeros(num_anchors, dtype=torch.long, device=labels.device),
         )
-        full = upsample(logits.float(), size)
+        full = upsample(said.logits.float(), size)
         count = (labels != IGNORE).sum()
         loss = supervised_loss(full[: len(labels)], labels, count, state, bare)
         loss = loss + unsupervised_loss(full[len(labels) :], pseudo.streams, IGNORE, bare)
-        fabric.backward(loss + 0 * features.sum())  # the features' head learns too
+        fabric.backward(loss + 0 * said.features.sum())  # the features' head learns too
         return {"loss": loss.detach()}
 
 

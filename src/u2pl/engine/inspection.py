@@ -114,7 +114,7 @@ class Teacher:
     @torch.inference_mode()
     def judge(self, images: Tensor, valid: Tensor, possible_classes: Tensor) -> Opinion:
         """Judge images [B, 3, H, W] with ``valid`` [B, H, W] and ``possible_classes`` [B, C]."""
-        logits, features = self.network(images, with_features=True)
+        logits, features = self.network(images, with_features=True)[:2]
         view = TeacherView(logits.float(), features.float())
         half = UnlabeledBatch(images, (images,), valid, possible_classes)
         pixels = judge(self.prototypes, view, half, self.config)

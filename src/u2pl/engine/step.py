@@ -28,7 +28,7 @@ from u2pl.engine.pairs import (
 )
 from u2pl.engine.state import TrainState
 from u2pl.engine.targets import PseudoLabels, StepNumbers, Stream, TeacherView, pseudo_label
-from u2pl.models import upsample
+from u2pl.models import SegmentationOutput, upsample
 from u2pl.models.segmenter import STRIDE
 from u2pl.teacher import follow, statistics_at_rest, teacher_decay
 
@@ -165,9 +165,9 @@ def teacher_views(
     if not images:
         return None, None
     with fabric.autocast():
-        logits, features = state.teacher(torch.cat(images), with_features=labeled is not None)
-    logits = logits.float()
-    features = logits[:, :0] if features is None else features.float()
+        said = state.teacher(torch.cat(images), with_features=labeled is not None)
+    logits = said.logits.float()
+    features = logits[:, :0] if said.features is None else said.features.float()
     split = 0 if labeled is None else len(labeled.images)
     view_l = None if labeled is None else TeacherView(logits[:split], features[:split])
     view_u = None if unlabeled is None else TeacherView(logits[split:], features[split:])
@@ -197,15 +197,19 @@ def backward_in_parts(
         size, split = (images.shape[-2], images.shape[-1]), len(images)
         streams = () if pseudo is None else tuple(s.part(share) for s in pseudo.streams)
         wanted = None if pairs is None else anchors_of_part(state, pairs, labeled, pseudo, share)
-        logits, features = student_views(state, images, streams, wanted, config)
-        full = upsample(logits.float(), size)
+        said = student_views(state, images, streams, wanted, config)
+        full = upsample(said.logits.float(), size)
         terms = {"loss_s": supervised_loss(full[:split], labels, num_labeled, state, config)}
+        if said.auxiliary is not None:
+            coarse = upsample(said.auxiliary.float(), size)
+            loss = supervised_loss(coarse, labels, num_labeled, state, config)
+            terms["loss_s"] = terms["loss_s"] + config.model.auxiliary_weight * loss
         if streams:
             terms["loss_u"] = unsupervised_loss(full[split:], streams, ignore_index, config)
         if pairs is not None:
             assert wanted is not None, "of the pairs"
-            assert features is not None, "asked for with the pairs"
-            anchors = features.view(*pairs.anchors.shape, -1)
+            assert said.features is not None, "asked for with the pairs"
+            anchors = said.features.view(*pairs.anchors.shape, -1)
             terms["loss_c"] = of_method(contrast_of_part, config)(
                 pairs, state.queues.keys, anchors, wanted.here, config
             )
@@ -257,42 +261,48 @@ def student_views(
     streams: tuple[Stream, ...],
     wanted: Wanted | None,
     config: Config,
-) -> tuple[Tensor, Tensor | None]:
+) -> SegmentationOutput:
     """Logits [n, C, h, w] of labelled images, then of each stream's, and features of anchors.
 
     With ``train.separate_statistics`` BatchNorm normalises each half by itself, and its running
     averages, which the teacher follows, are those of the mixed images alone.
 
     Returns:
-        The logits, and [K, D] at the cells that are wanted; None where none are.
+        The logits; [K, D] at the cells that are wanted, None where none are; and the auxiliary
+        head's logits of the labelled images, None where there is no such head.
     """
     images_u = [stream.images for stream in streams]
     given: dict[str, Any] = {"with_features": wanted is not None}
+    of_labeled: dict[str, Any] = {}
+    if config.model.auxiliary_weight > 0:
+        of_labeled["num_auxiliary"] = len(images_l)
     cells = None if wanted is None else wanted.cells
     if not streams or not config.train.separate_statistics:
-        logits, features = state.student(
+        said: SegmentationOutput = state.student(
             torch.cat([images_l, *images_u]),
             feature_cells=cells,
             channel_factors=factors_of(streams, len(images_l)),
             **given,
+            **of_labeled,
         )
-        return logits, features
+        return said
     # each half is asked for all anchors, and those of the other half are left out
     border = 0 if wanted is None else len(images_l) * wanted.area
     cells_l, cells_u = (None, None) if cells is None else (cells, (cells - border).clamp_min(0))
     with statistics_at_rest(state.student):
         cells_l = None if cells_l is None else torch.where(cells_l < border, cells_l, 0)
-        logits_l, features_l = state.student(images_l, feature_cells=cells_l, **given)
-    logits_u, features_u = state.student(
+        said_l = state.student(images_l, feature_cells=cells_l, **given, **of_labeled)
+    said_u = state.student(
         torch.cat(images_u),
         feature_cells=cells_u,
         channel_factors=factors_of(streams, 0),
         **given,
     )
-    logits = torch.cat([logits_l, logits_u])
-    if cells is None:
-        return logits, None
-    return logits, torch.where((cells < border).unsqueeze(1), features_l, features_u)
+    logits, features = torch.cat([said_l.logits, said_u.logits]), None
+    if cells is not None:
+        is_labeled = (cells < border).unsqueeze(1)
+        features = torch.where(is_labeled, said_l.features, said_u.features)
+    return SegmentationOutput(logits, features, said_l.auxiliary)
 
 
 def factors_of(streams: tuple[Stream, ...], num_before: int) -> list[Tensor] | None:

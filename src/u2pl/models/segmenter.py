@@ -30,10 +30,13 @@ class SegmentationOutput(NamedTuple):
         logits: [B, C, h, w] on the feature grid, h = ceil(H / 4), w = ceil(W / 4).
         features: [B, D, h, w] of unit length, [K, D] of the K cells that were asked for, or None
             where none were.
+        auxiliary: [n, C, h, w], the auxiliary head's logits of the images that were asked for, or
+            None where none were.
     """
 
     logits: Tensor
     features: Tensor | None
+    auxiliary: Tensor | None = None
 
 
 class Segmenter(nn.Module):
@@ -73,6 +76,10 @@ class Segmenter(nn.Module):
             channels, settings.head_channels, num_classes, dropout=settings.dropout
         )
         self.representation_head = head(channels, settings.head_channels, settings.feature_size)
+        if settings.auxiliary_weight > 0:
+            self.auxiliary_head = auxiliary_head(
+                self.map_sizes[-2], settings.head_channels, num_classes, dropout=settings.dropout
+            )
         mean, std = normalization(settings.encoder)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
@@ -84,6 +91,7 @@ class Segmenter(nn.Module):
         with_features: bool = True,
         feature_cells: Tensor | None = None,
         channel_factors: Sequence[Tensor] | None = None,
+        num_auxiliary: int = 0,
     ) -> SegmentationOutput:
         """Logits and unit features on the feature grid.
 
@@ -95,25 +103,33 @@ class Segmenter(nn.Module):
                 and all maps of D channels. None gives features of every cell.
             channel_factors: for each of ``map_sizes`` [B, K], what the encoder's channels are
                 multiplied by on their way to the decoder; see :mod:`u2pl.perturbation`.
+            num_auxiliary: of so many images at the front the auxiliary head's logits too; only for
+                a network that has one.
         """
         height, width = images.shape[-2:]
         pad = (-width % self.multiple, -height % self.multiple)
         normalized = F.pad((images - self.mean) / self.std, (0, pad[0], 0, pad[1]))
         encoded = self.encoder(normalized)
+        maps = encoded[0] if isinstance(encoded, tuple) else encoded
         if channel_factors is not None:
             encoded = scale_channels(encoded, channel_factors)
         decoded = self.decoder(*encoded) if isinstance(encoded, tuple) else self.decoder(encoded)
         grid = decoded[..., : -(-height // STRIDE), : -(-width // STRIDE)]
         logits = self.segmentation_head(grid)
+        auxiliary = None
+        if num_auxiliary:
+            coarse = self.auxiliary_head(maps[-2][:num_auxiliary])
+            auxiliary = resized_to(decoded, coarse)[..., : grid.shape[-2], : grid.shape[-1]]
         if not with_features:
-            return SegmentationOutput(logits, None)
+            return SegmentationOutput(logits, None, auxiliary)
         embedded, last = self.representation_head[:-1](grid), self.representation_head[-1]
         assert isinstance(last, nn.Conv2d), "as head makes it"
         if feature_cells is None:
-            return SegmentationOutput(logits, F.normalize(last(embedded), dim=1))
+            features = F.normalize(last(embedded), dim=1)
+            return SegmentationOutput(logits, features, auxiliary)
         cells = at_cells(embedded, feature_cells)
         features = F.linear(cells, last.weight.flatten(1), last.bias)
-        return SegmentationOutput(logits, F.normalize(features, dim=1))
+        return SegmentationOutput(logits, F.normalize(features, dim=1), auxiliary)
 
 
 def at_cells(maps: Tensor, cells: Tensor) -> Tensor:
@@ -184,6 +200,23 @@ def head(
         nn.Dropout2d(dropout),
         nn.Conv2d(channels, out_channels, 1),
     )
+
+
+def auxiliary_head(
+    in_channels: int, channels: int, out_channels: int, *, dropout: float
+) -> nn.Sequential:
+    """A Conv-BN-ReLU block and a 1x1 convolution, as PSPNet has them [C]."""
+    return nn.Sequential(
+        conv_block(in_channels, channels),
+        nn.Dropout2d(dropout),
+        nn.Conv2d(channels, out_channels, 1),
+    )
+
+
+def resized_to(like: Tensor, maps: Tensor) -> Tensor:
+    """Bring maps to the grid of others, bilinear, ``align_corners=False``."""
+    size = (like.shape[-2], like.shape[-1])
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
 class PooledBatchNorm(nn.BatchNorm2d):

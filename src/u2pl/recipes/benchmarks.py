@@ -58,7 +58,7 @@ def passes(benchmark: Benchmark, number: int, *, batch: int, labels: int | None 
 def paper(benchmark: Benchmark, network: str) -> Config:
     """U2PL's numbers [P] with a ResNet, ``r101`` as in the paper or ``r50``.
 
-    The method's own numbers are the defaults, U2PL+'s; there is no auxiliary head.
+    The method's own numbers are the defaults, U2PL+'s.
     """
     is_voc = benchmark != "cityscapes"
     side = 513 if is_voc else 769  # [P]
@@ -71,6 +71,7 @@ def paper(benchmark: Benchmark, network: str) -> Config:
             decoder="deeplabv3plus",  # [P]
             output_stride=8,  # [P]
             atrous_rates=(12, 24, 36),  # [P]
+            auxiliary_weight=0.0 if is_voc else 0.4,  # [P]
         ),
         data=DataSettings(
             crop=(side, side),
