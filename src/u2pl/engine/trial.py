@@ -15,6 +15,7 @@ from u2pl.config import Config, TrainSettings
 from u2pl.data.loaders import training_batches
 from u2pl.data.sources import Dataset
 from u2pl.engine.loop import choose_precision, uses_unlabeled
+from u2pl.engine.recorded import WARM_UP, gradients_of
 from u2pl.engine.state import initial_state
 from u2pl.engine.step import training_step
 
@@ -43,7 +44,8 @@ def try_steps(config: Config, dataset: Dataset, *, num_steps: int = 3) -> Trial:
     """Train a little on the data set's own images, and forget it.
 
     Loading is part of a step's time. The first step of each kind, which prepares kernels and
-    memory, is not counted. Weights are random: they cost what pretrained ones do.
+    memory, is not counted, nor are those before a CUDA graph is recorded. Weights are random: they
+    cost what pretrained ones do.
 
     Args:
         config: the run; as many of its steps as are needed are made.
@@ -58,7 +60,9 @@ def try_steps(config: Config, dataset: Dataset, *, num_steps: int = 3) -> Trial:
     """
     model = config.model.model_copy(update={"pretrained": False, "weights": None})
     data = config.data.model_copy(update={"num_workers": 0})
-    supervised, semi = num_steps + 1, num_steps + 1
+    recorded = torch.cuda.is_available() and config.train.cuda_graph
+    uncounted = WARM_UP + 1 if recorded else 1
+    supervised = semi = num_steps + uncounted
     train = config.train.model_copy(
         update={"steps": supervised + semi, "supervised_steps": supervised}
     )
@@ -87,18 +91,18 @@ def try_steps(config: Config, dataset: Dataset, *, num_steps: int = 3) -> Trial:
         num_strong=config.method.strong_views,
         device=fabric.device,
     )
-    seconds = []
+    gradients, seconds = gradients_of(config, fabric, state), []
     with closing(batches):
         for _ in range(train.steps):
             started = time.perf_counter()
             batch = next(batches)
-            training_step(fabric, state, batch, config)
+            training_step(fabric, state, batch, config, gradients=gradients)
             if accelerator == "cuda":
                 torch.cuda.synchronize(fabric.device)
             seconds.append(time.perf_counter() - started)
     return Trial(
-        seconds_supervised=statistics.median(seconds[1:supervised]),
-        seconds_semi=statistics.median(seconds[supervised + 1 :]),
+        seconds_supervised=statistics.median(seconds[uncounted:supervised]),
+        seconds_semi=statistics.median(seconds[supervised + uncounted :]),
         memory=_peak_memory(fabric.device),
     )
 
