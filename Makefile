@@ -11,7 +11,7 @@ DOCS_STAMP := $(DOCS_VENV)/.installed
 
 # The demo needs no tools of development; where they are installed already, that will do.
 demo: $(if $(wildcard $(STAMP)),$(STAMP),$(PLAIN))
-	$(BIN)/u2pl demo --out demo-runs/seed-0 --overwrite
+	$(BIN)/u2pl demo --overwrite
 
 setup: $(STAMP)
 

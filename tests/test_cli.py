@@ -27,6 +27,7 @@ from u2pl import api, cli, demo, doctor
 from u2pl.data.sources import load_dataset
 from u2pl.engine.loop import Interrupted
 from u2pl.engine.run_folder import RunFolder
+from u2pl.errors import UserError
 
 QUICK = assignments(tiny_overrides())
 RECIPE = ["--recipe", "demo"]
@@ -286,6 +287,22 @@ def test_training_from_tags_tells_its_stages(
     shown = capsys.readouterr().out
     stages = [shown.index(text) for text in ("classifier: 3/3", "seeds: 4/4", "training: step 2/2")]
     assert stages == sorted(stages)
+
+
+def test_demos_of_several_seeds_and_settings_do_not_stand_in_each_others_way(
+    tmp_path: Path, u2pl: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: list[Path] = []
+
+    def noted(out: Path, **_: Any) -> None:
+        folders.append(out)
+        raise UserError("enough")
+
+    monkeypatch.setattr(demo, "run_demo", noted)
+    for arguments in ([], ["--seed", 1], ["--setting", "weak"], ["--out", tmp_path / "mine"]):
+        assert u2pl("demo", *arguments) == 1
+    names = ["demo-runs/semi-0", "demo-runs/semi-1", "demo-runs/weak-0", tmp_path / "mine"]
+    assert folders == [Path(name) for name in names]
 
 
 def test_interrupted_demo_says_so_in_a_sentence(

@@ -36,7 +36,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Describe, look at and split a data set.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-app.command(epilog="Example: `u2pl demo --seed 1 --out demo-runs/seed-1`")(demo.demo)
+app.command(epilog="Example: `u2pl demo --seed 1`")(demo.demo)
 app.command(epilog="Example: `u2pl plan dataset.yaml --out plan.yaml`")(plan.plan)
 app.command(
     epilog="Example: `u2pl train dataset.yaml --recipe camvid --out runs/a train.steps=4000`"

@@ -24,9 +24,10 @@ METHOD_NAMES = {
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for streets and runs.")] = Path(
-        "demo-runs/demo"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for streets and runs.  [default: demo-runs/SETTING-SEED]"),
+    ] = None,
     setting: Annotated[
         str,
         typer.Option(
@@ -44,6 +45,7 @@ def demo(
 
     No download; about ten minutes on two CPU cores.
     """
+    out = out or Path("demo-runs") / f"{setting}-{seed}"
     with TrainingDisplay() as display:
         result = demos.run_demo(
             out,
@@ -70,7 +72,7 @@ def describe_start(setting: str, what: str) -> str:
     """What a demo does next: paint ``streets``, or the ``training``.
 
     >>> describe_start("semi", "streets")
-    'Painting 16 labelled, 400 unlabelled and 100 val streets.'
+    'Painting 16 labelled, 400 unlabelled and 400 val streets.'
     """
     plan = demos.DEMOS[setting]
     if what == "training":
