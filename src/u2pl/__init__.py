@@ -69,7 +69,7 @@ _PACKAGES = ("api", "config", "data", "engine", "models", "recipes", "report", "
 def __getattr__(name: str) -> Any:
     """Import what is asked for on its first use.
 
-    Commands and networks take seconds to import (timm, torchmetrics, Fabric); the method's parts,
+    Commands and networks take seconds to import (timm, torchvision, Fabric); the method's parts,
     which need torch alone, do not wait for them.
     """
     if name in _PACKAGES:

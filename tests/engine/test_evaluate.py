@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from factories import write_dataset
 from tiny import tiny_config
 from u2pl.data.images import read_image
-from u2pl.data.sources import Dataset, load_dataset, split_hash
+from u2pl.data.sources import Dataset, default_colors, load_dataset, split_hash
 from u2pl.data.transforms import eval_image
 from u2pl.engine.evaluate import (
     NUM_BINS,
     Evaluation,
+    Tally,
     class_iou,
     entropy_histogram,
     evaluate,
@@ -134,6 +135,24 @@ def evaluation(confusion: list[list[int]], **changes: Any) -> Evaluation:
         "split_sha256": "0",
     }
     return Evaluation(**values | changes)
+
+
+def test_tally_is_torchmetrics_confusion_matrix() -> None:
+    # imports torchvision, so it comes after u2pl; see u2pl._torchvision
+    from torchmetrics.classification import MulticlassConfusionMatrix
+
+    generator = torch.Generator().manual_seed(0)
+    dataset = Dataset(Path("a"), tuple("abcde"), default_colors(5), ignore_index=200)
+    tally = Tally(dataset, torch.device("cpu"))
+    matrix = MulticlassConfusionMatrix(5, ignore_index=200)
+    for _ in range(3):
+        logits = torch.randn(1, 5, 17, 23, generator=generator)
+        mask = torch.randint(0, 6, (17, 23), generator=generator, dtype=torch.uint8)
+        mask[mask == 5] = 200
+        tally.add(logits, mask)
+        matrix.update(logits, mask.long().unsqueeze(0))
+    assert tally.confusion.sum() < 3 * 17 * 23
+    assert torch.equal(tally.confusion, matrix.compute())
 
 
 def test_absent_class_has_no_iou_and_is_left_out_of_the_mean() -> None:
