@@ -23,6 +23,7 @@ from u2pl.engine.protocol import Protocol
 from u2pl.engine.recorded import gradients_of
 from u2pl.engine.state import TrainState, initial_state
 from u2pl.engine.step import (
+    Gradients,
     compute_gradients,
     supervised_loss,
     teacher_views,
@@ -82,6 +83,31 @@ def make_state(config: Config, fabric: Fabric, num_classes: int) -> TrainState:
     return state
 
 
+def network_gradients(
+    fabric: Fabric, state: TrainState, batch: Batch, numbers: StepNumbers, config: Config
+) -> dict[str, Tensor]:
+    """Losses and gradients of :class:`NetworkSteps`, by the functions of a training step."""
+    assert batch.unlabeled is not None, "random batches have both halves"
+    bare = config.with_overrides({"method.contrastive_weight": 0.0})
+    with torch.no_grad():
+        views = teacher_views(fabric, state, batch.labeled, batch.unlabeled)
+        assert views[1] is not None, "asked for"
+        view = TeacherView(views[1].logits, views[1].features[:, :0])
+        pseudo = pseudo_label(state, None, view, batch, numbers, bare).for_the_student()
+    labels, size = batch.labeled.labels, config.data.crop
+    num_anchors = len(state.queues.capacities) * config.method.num_anchors
+    said = state.student(
+        torch.cat([batch.labeled.images, *(s.images for s in pseudo.streams)]),
+        feature_cells=torch.zeros(num_anchors, dtype=torch.long, device=labels.device),
+    )
+    full = upsample(said.logits.float(), size)
+    count = (labels != IGNORE).sum()
+    loss = supervised_loss(full[: len(labels)], labels, count, state, bare)
+    loss = loss + unsupervised_loss(full[len(labels) :], pseudo.streams, IGNORE, bare)
+    fabric.backward(loss + 0 * said.features.sum())  # the features' head learns too
+    return {"loss": loss.detach()}
+
+
 class Steps:
     """Training steps of one configuration on one batch.
 
@@ -90,6 +116,8 @@ class Steps:
         device: CPU or GPU.
         num_classes: C.
     """
+
+    compute: Gradients = staticmethod(compute_gradients)
 
     def __init__(
         self, config: Config, device: torch.device, *, num_classes: int = NUM_CLASSES
@@ -100,18 +128,6 @@ class Steps:
         self.state = make_state(config, self.fabric, num_classes)
         self.batch = random_batch(config, self.fabric.device, num_classes)
         self.gradients = gradients_of(config, self.fabric, self.state, self.compute)
-
-    def compute(
-        self,
-        fabric: Fabric,
-        state: TrainState,
-        batch: Batch,
-        numbers: StepNumbers,
-        config: Config,
-        /,
-    ) -> dict[str, Tensor]:
-        """Losses and gradients, as :func:`u2pl.engine.step.compute_gradients`."""
-        return compute_gradients(fabric, state, batch, numbers, config)
 
     def step(self, *, recorded: bool = True) -> None:
         """Make a step.
@@ -144,35 +160,7 @@ class NetworkSteps(Steps):
     the method's own work on them.
     """
 
-    def compute(
-        self,
-        fabric: Fabric,
-        state: TrainState,
-        batch: Batch,
-        numbers: StepNumbers,
-        config: Config,
-        /,
-    ) -> dict[str, Tensor]:
-        """By the functions of :mod:`u2pl.engine.step`, contrast left out."""
-        assert batch.unlabeled is not None, "random batches have both halves"
-        bare = config.with_overrides({"method.contrastive_weight": 0.0})
-        with torch.no_grad():
-            views = teacher_views(fabric, state, batch.labeled, batch.unlabeled)
-            assert views[1] is not None, "asked for"
-            view = TeacherView(views[1].logits, views[1].features[:, :0])
-            pseudo = pseudo_label(state, None, view, batch, numbers, bare).for_the_student()
-        labels, size = batch.labeled.labels, config.data.crop
-        num_anchors = len(state.queues.capacities) * config.method.num_anchors
-        said = state.student(
-            torch.cat([batch.labeled.images, *(s.images for s in pseudo.streams)]),
-            feature_cells=torch.zeros(num_anchors, dtype=torch.long, device=labels.device),
-        )
-        full = upsample(said.logits.float(), size)
-        count = (labels != IGNORE).sum()
-        loss = supervised_loss(full[: len(labels)], labels, count, state, bare)
-        loss = loss + unsupervised_loss(full[len(labels) :], pseudo.streams, IGNORE, bare)
-        fabric.backward(loss + 0 * said.features.sum())  # the features' head learns too
-        return {"loss": loss.detach()}
+    compute = staticmethod(network_gradients)
 
 
 def step_kinds(device: torch.device, overrides: dict[str, Any]) -> dict[str, Steps]:

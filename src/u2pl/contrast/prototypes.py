@@ -39,9 +39,7 @@ def _sums_of_images(features: Tensor, mask: Tensor) -> Tensor:
 def _sums_of_rows(features: Tensor, mask: Tensor) -> Tensor:
     """Sums [B·h, C, D] over each row of each image: enough products to keep a GPU busy."""
     members = mask.transpose(1, 2).flatten(0, 1).float()  # [B·h, C, w]
-    pixels = (
-        features.permute(0, 2, 3, 1).flatten(0, 1).float()
-    )  # [B·h, w, D]; channels_last: no copy
+    pixels = features.permute(0, 2, 3, 1).flatten(0, 1).float()  # [B·h, w, D]
     return torch.bmm(members, pixels)
 
 

@@ -101,7 +101,6 @@ class RecordedGradients:
         batch: Batch,
         numbers: StepNumbers,
         config: Config,
-        /,
     ) -> dict[str, Tensor]:
         """Compute the gradients of a step; see :func:`~u2pl.engine.step.compute_gradients`.
 
@@ -113,29 +112,23 @@ class RecordedGradients:
             self._kind, self._steps_of_kind, self._step = kind, 0, None
         self._steps_of_kind += 1
         if self._step is None and self._steps_of_kind > WARM_UP and not self._gave_up:
-            self._step = self._recorded(fabric, state, batch, numbers, config)
+            self._step = self._recorded(_RecordedStep(batch, numbers, state), fabric, config)
         if self._step is not None:
             return self._step.replay(batch, numbers)
         with on_another_stream(fabric.device):
             return self._compute(fabric, state, batch, numbers, config)
 
     def _recorded(
-        self,
-        fabric: Fabric,
-        state: TrainState,
-        batch: Batch,
-        numbers: StepNumbers,
-        config: Config,
+        self, step: _RecordedStep, fabric: Fabric, config: Config
     ) -> _RecordedStep | None:
         """The step, recorded; None where that is not possible."""
-        step = _RecordedStep(batch, numbers, state)
         try:
             step.recording = self._make_recording(
                 lambda: step.compute(self._compute, fabric, config), step.numbers.generator
             )
         except RuntimeError as error:
             self._gave_up = True
-            state.optimizer.zero_grad(set_to_none=True)
+            step.state.optimizer.zero_grad(set_to_none=True)
             forget_recording(fabric.device, step.numbers.generator)
             reason = str(error).partition("\n")[0]
             warnings.warn(

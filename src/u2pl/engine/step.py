@@ -1,4 +1,4 @@
-"""One training step, read from top to bottom: the whole method in one function.
+"""One training step, read from top to bottom: the update, then what it is made of.
 
 Suffixes: ``_l`` labelled, ``_u`` unlabelled. Masks and features live on the network's feature
 grid [h, w]; images, labels and losses at full size [H, W].
@@ -6,7 +6,8 @@ grid [h, w]; images, labels and losses at full size [H, W].
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from lightning_fabric import Fabric
@@ -32,19 +33,8 @@ from u2pl.models import SegmentationOutput, upsample
 from u2pl.models.segmenter import STRIDE
 from u2pl.teacher import follow, statistics_at_rest, teacher_decay
 
-
-class Gradients(Protocol):
-    """A way to :func:`compute_gradients`."""
-
-    def __call__(
-        self,
-        fabric: Fabric,
-        state: TrainState,
-        batch: Batch,
-        numbers: StepNumbers,
-        config: Config,
-        /,
-    ) -> dict[str, Tensor]: ...
+Gradients: TypeAlias = Callable[[Fabric, TrainState, Batch, StepNumbers, Config], dict[str, Tensor]]
+"""A way to :func:`compute_gradients`."""
 
 
 def training_step(
