@@ -109,6 +109,9 @@ class DataSettings(Settings):
     jitter_probability: float = Field(0.8, ge=0, le=1)
     grayscale_probability: float = Field(0.2, ge=0, le=1)
     blur_probability: float = Field(0.5, ge=0, le=1)
+    intensities: int = Field(0, ge=0, le=3)
+    """In place of jitter, grey and blur a strong view undergoes at most so many of eleven changes,
+    their number, each one and its strength drawn evenly [R: AugSeg 3]; 0 is off."""
     num_workers: int | None = Field(None, ge=0, le=256)
     """Loader processes; None chooses from the machine."""
     cache: Literal["none", "memory", "disk"] = "none"

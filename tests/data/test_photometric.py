@@ -8,22 +8,13 @@ import torch
 from torch import Tensor
 
 from u2pl.bench.host_syncs import HostSyncs
-from u2pl.data.photometric import (
-    NUM_DRAWS,
-    blur_,
-    blur_weights,
-    brightness_,
-    contrast_,
-    draw_colors,
-    grayscale_,
-    hue_,
-    photometric,
-    saturation_,
-)
+from u2pl.data import colors
+from u2pl.data.photometric import INTENSITIES, MAX_INTENSITIES, NUM_DRAWS, draw_colors, photometric
 
 # isort: split
 from torchvision.transforms.v2 import functional as vision
 
+from data.test_colors import blurred, images_of_all_kinds
 from waiting import waiting_is_an_error
 
 OFF: dict[str, float] = {
@@ -40,15 +31,11 @@ ON: dict[str, float] = {
 }
 
 
+AUGSEG: dict[str, Any] = {**ON, "intensities": 3}
+
+
 def _generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def _images(count: int = 6, height: int = 12, width: int = 14) -> Tensor:
-    """Noise, with grey, black, white and purely coloured pixels among it."""
-    images = torch.rand(count, 3, height, width, generator=_generator(7))
-    images[:, :, 0, :5] = torch.tensor([[0.5, 0, 1, 0, 1], [0.5, 0, 1, 1, 1], [0.5, 0, 1, 0, 0]])
-    return images
 
 
 def _draws(count: int, first: int = 0) -> Tensor:
@@ -78,76 +65,92 @@ def _reference(image: Tensor, draws: list[float], settings: dict[str, float]) ->
     if draws[5] < settings["grayscale_probability"]:
         image = vision.rgb_to_grayscale(image, num_output_channels=3)
     if draws[6] < settings["blur_probability"]:
-        image = _blurred(image, 0.1 + 1.9 * draws[7])
+        image = blurred(image, 0.1 + 1.9 * draws[7])
     return image
-
-
-def _blurred(image: Tensor, sigma: float) -> Tensor:
-    """Blur by a convolution over repeated borders; torchvision's would reflect them."""
-    radius = math.ceil(3 * sigma)
-    padded = vision.pad(image, [radius] * 4, padding_mode="edge")
-    size = 2 * radius + 1
-    whole = vision.gaussian_blur(padded, [size, size], [sigma, sigma])
-    return whole[:, radius:-radius, radius:-radius]
 
 
 @pytest.mark.parametrize("jitter", [0.5, 3.0])
 def test_batch_equals_torchvision_on_each_image(jitter: float) -> None:
-    images, settings = _images(24), ON | {"jitter": jitter}
+    images, settings = images_of_all_kinds(24), ON | {"jitter": jitter}
     draws = _draws(24)
     views = photometric(images, draws, **settings)
     for image, own, view in zip(images, draws.tolist(), views, strict=True):
         torch.testing.assert_close(view, _reference(image, own, settings), atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("change", "by_torchvision", "strengths"),
-    [
-        (brightness_, vision.adjust_brightness, (0.0, 0.4, 1.0, 1.9)),
-        (contrast_, vision.adjust_contrast, (0.0, 0.4, 1.0, 1.9)),
-        (saturation_, vision.adjust_saturation, (0.0, 0.4, 1.0, 1.9)),
-        (hue_, vision.adjust_hue, (-0.5, -0.13, 0.0, 0.31)),
-        (grayscale_, lambda image, _: vision.rgb_to_grayscale(image, 3), (0.0, 0.0, 0.0, 0.0)),
-    ],
-)
-def test_each_change_equals_torchvisions(
-    change: Any, by_torchvision: Any, strengths: tuple[float, ...]
-) -> None:
-    images = _images(4)
-    numbers = torch.tensor([[strength, 1 - strength] for strength in strengths])
-    views = images.clone()
-    change(views, numbers[:, :1] if change is hue_ else numbers)
-    for image, strength, view in zip(images, strengths, views, strict=True):
-        expected = by_torchvision(image, strength)
-        torch.testing.assert_close(view, expected, atol=1e-5, rtol=0)
+def _augseg(image: Tensor, draws: list[float], most: int) -> tuple[Tensor, list[int]]:
+    """One image by AugSeg's table, one change after the other; and which they were."""
+    view, names = image[None].clone(), list[int]()
+
+    def numbers(*values: float) -> Tensor:
+        return torch.tensor([values])
+
+    for place in range(1 + math.floor(draws[0] * most)):
+        kind, share = math.floor(draws[1 + place] * 11), draws[4 + place]
+        factor = 0.05 + (0.95 - 0.05) * share
+        if kind == 1:
+            colors.autocontrast_(view, numbers())
+        elif kind == 2:
+            colors.equalize_(view, numbers())
+        elif kind == 3:
+            colors.blur_(view, numbers(*colors.blur_weights(0.1 + (2.0 - 0.1) * share)))
+        elif kind in (4, 5, 6, 7):
+            change = [colors.contrast_, colors.brightness_, colors.saturation_, colors.sharpness_]
+            change[kind - 4](view, numbers(factor, 1 - factor))
+        elif kind == 8:
+            colors.posterize_(view, numbers(2 ** (4 + math.floor(4 * share))))
+        elif kind == 9:
+            colors.solarize_(view, numbers((1 + math.floor(255 * share)) / 255))
+        elif kind == 10:
+            colors.hue_(view, numbers(share - 0.5))
+        names.append(kind)
+    return view[0], names
 
 
-def test_blur_has_a_width_for_each_image() -> None:
-    images, sigmas = _images(3, 31, 29), (0.1, 0.8, 2.0)
-    lines = [blur_weights(sigma) for sigma in sigmas]
-    views = images.clone()
-    blur_(views, torch.tensor([line + [0.0] * (7 - len(line)) for line in lines]))
-    for image, sigma, view in zip(images, sigmas, views, strict=True):
-        torch.testing.assert_close(view, _blurred(image, sigma), atol=1e-6, rtol=0)
+@pytest.mark.parametrize("most", range(1, MAX_INTENSITIES + 1))
+def test_intensities_are_each_images_own_changes_one_after_the_other(most: int) -> None:
+    images, draws = images_of_all_kinds(60), _draws(60)
+    views = photometric(images, draws, **ON, intensities=most)
+    lengths, kinds = set(), set()
+    for image, own, view in zip(images, draws.tolist(), views, strict=True):
+        expected, names = _augseg(image, own, most)
+        # a blur is summed in another order where others of the batch are blurred further
+        torch.testing.assert_close(view, expected, atol=1e-6, rtol=0)
+        lengths.add(len(names))
+        kinds |= set(names)
+    assert lengths == set(range(1, most + 1))
+    assert most == 1 or kinds == set(range(len(INTENSITIES)))
+    assert views.min() >= 0
+    assert views.max() <= 1
 
 
+def test_intensities_take_the_place_of_jitter_grey_and_blur() -> None:
+    images, draws = images_of_all_kinds(8), _draws(8)
+    off = photometric(images, draws, **OFF, intensities=3)
+    assert torch.equal(off, photometric(images, draws, **ON, intensities=3))
+    assert not torch.equal(off, images)
+
+
+@pytest.mark.parametrize("settings", [ON, AUGSEG])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_view_does_not_depend_on_the_other_images_of_the_batch(threads: int) -> None:
+def test_view_does_not_depend_on_the_other_images_of_the_batch(
+    threads: int, settings: dict[str, Any]
+) -> None:
     """Processes that share a batch see the views that one process would see."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         for size in ((13, 15), (190, 201)):
-            images, draws = _images(7, *size), _draws(7)
-            whole = photometric(images, draws, **ON)
+            images, draws = images_of_all_kinds(7, *size), _draws(7)
+            whole = photometric(images, draws, **settings)
             for part in (slice(0, 1), slice(2, 5), slice(6, 7)):
-                assert torch.equal(photometric(images[part], draws[part], **ON), whole[part])
+                assert torch.equal(photometric(images[part], draws[part], **settings), whole[part])
     finally:
         torch.set_num_threads(before)
 
 
 def test_photometric_at_zero_is_the_identity() -> None:
-    image = _images()[0]
+    image = images_of_all_kinds()[0]
     assert torch.equal(_photometric(image), image)
     assert torch.equal(_photometric(image, jitter_probability=1.0), image)
 
@@ -158,7 +161,7 @@ def test_no_image_has_no_view() -> None:
 
 @pytest.mark.parametrize("jitter", [0.3, 3.0])
 def test_photometric_keeps_shape_range_and_input(jitter: float) -> None:
-    images = _images(20)
+    images = images_of_all_kinds(20)
     before = images.clone()
     views = photometric(images, _draws(20), **ON | {"jitter": jitter, "jitter_probability": 1.0})
     assert torch.equal(images, before)
@@ -208,23 +211,27 @@ def test_blur_keeps_a_constant_image_even_if_tiny() -> None:
 
 
 def test_probabilities_are_those_of_the_draws() -> None:
-    images = _images(1).expand(200, -1, -1, -1)
+    images = images_of_all_kinds(1).expand(200, -1, -1, -1)
     views = photometric(images, _draws(200), **OFF | {"grayscale_probability": 0.3})
     assert 40 < (views != images).flatten(1).any(dim=1).sum() < 80
 
 
-def test_nothing_waits_for_the_device() -> None:
-    images, draws = _images(16), _draws(16)
+@pytest.mark.parametrize("settings", [ON, AUGSEG])
+def test_nothing_waits_for_the_device(settings: dict[str, Any]) -> None:
+    images, draws = images_of_all_kinds(16), _draws(16)
     with HostSyncs() as syncs:
-        photometric(images, draws, **ON)
+        photometric(images, draws, **settings)
     assert dict(syncs.found) == {}
 
 
+@pytest.mark.parametrize("settings", [ON, AUGSEG])
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_gpu_makes_the_same_views_without_waiting() -> None:
-    images, draws = _images(16), _draws(16)
+def test_gpu_makes_the_same_views_without_waiting(settings: dict[str, Any]) -> None:
+    images, draws = images_of_all_kinds(16), _draws(16)
     on_gpu = images.cuda()
-    photometric(on_gpu, draws, **ON)  # kernels are loaded
+    photometric(on_gpu, draws, **settings)  # kernels are loaded
     with waiting_is_an_error():
-        views = photometric(on_gpu, draws, **ON)
-    torch.testing.assert_close(views.cpu(), photometric(images, draws, **ON), atol=2e-5, rtol=0)
+        views = photometric(on_gpu, draws, **settings)
+    torch.testing.assert_close(
+        views.cpu(), photometric(images, draws, **settings), atol=2e-5, rtol=0
+    )

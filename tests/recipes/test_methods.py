@@ -133,10 +133,11 @@ def strong_losses(seen: Seen, num_strong: int) -> list[float]:
     return found
 
 
+@pytest.mark.parametrize("method", ["fixmatch", "augseg"])
 def test_fixmatch_is_the_mean_over_all_pixels_of_the_confident_ones(
-    monkeypatch: pytest.MonkeyPatch,
+    method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = one_step(monkeypatch, "fixmatch")
+    seen = one_step(monkeypatch, method)
     (expected,) = strong_losses(seen, 1)
     assert seen.values["loss_u"].item() == pytest.approx(expected, rel=1e-4)
     assert 0 < seen.values["reliable_share"].item() < 1
@@ -232,12 +233,17 @@ def test_every_method_makes_finite_steps(method: str, accumulation: int) -> None
         assert all(value.isfinite() for value in values.values())
 
 
+def test_augseg_has_a_teacher_of_its_own_and_three_changes_of_colour() -> None:
+    config = method_config("augseg")
+    assert config.method.ema_decay > 0
+    assert config.data.intensities == 3
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_changes_settings_of_the_method_alone(method: str) -> None:
-    assert all(
-        key.startswith("method.") or key == "data.rare_class_temperature"
-        for key in get_method(method)
-    )
+    of_the_data = {"dacs": {"data.rare_class_temperature"}, "augseg": {"data.intensities"}}
+    others = {key for key in get_method(method) if not key.startswith("method.")}
+    assert others == of_the_data.get(method, set())
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

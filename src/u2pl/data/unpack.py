@@ -77,4 +77,5 @@ def _changed(images: Tensor, draws: Tensor, settings: DataSettings) -> Tensor:
         jitter_probability=settings.jitter_probability,
         grayscale_probability=settings.grayscale_probability,
         blur_probability=settings.blur_probability,
+        intensities=settings.intensities,
     )

@@ -54,6 +54,8 @@ METHODS: dict[str, dict[str, Any]] = {
         "method.feature_dropout": "complementary",
         "method.feature_dropout_rate": 0.5,
     },
+    # arXiv 2212.04976 without the labelled images in its CutMix
+    "augseg": {**_CONFIDENT, "method.mixing": "cutmix", "data.intensities": 3},
     # arXiv 2007.08702; its labelled images are pasted onto the others
     "dacs": {**DACS, "method.denoise_temperature": None, "method.mixing": "classmix_labeled"},
     # no_contrast of the tables: pseudo-labels as U2PL+ has them, and nothing else
