@@ -52,7 +52,7 @@ def one_step(
     with torch.no_grad():
         logits = upsample(state.teacher(batch.unlabeled.weak).logits, SIZE)
     threshold = clear_threshold(logits.softmax(dim=1).amax(dim=1))
-    if config.method.pseudo_threshold is not None:
+    if (config.method.pseudo_threshold or 0.0) > 0.5:  # elsewhere it lets every pixel through
         config = config.with_overrides({"method.pseudo_threshold": threshold})
     said: dict[str, list[Any]] = {"teacher": [], "student": [], "pseudo": []}
     state.teacher.register_forward_hook(lambda *call: said["teacher"].append(call[2].logits))
@@ -217,6 +217,30 @@ def test_u2pl_lacks_what_u2pl_plus_adds() -> None:
     assert plus == method_config("u2pl-plus").method
     assert min(plus.prototype_momentum, plus.denoise_temperature or 0, plus.symmetric_weight) > 0
     assert plain.contrastive_weight == plus.contrastive_weight
+
+
+def test_cutmix_u2pl_plus_is_cutmix_on_unlabelled_images_and_u2pl_plus_in_its_contrast(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its loss is CutMix's where nothing cleans the teacher's word, and L_c comes on top."""
+    monkeypatch.setattr(
+        step_module.partition, "confident_share", lambda *_, **__: torch.tensor(0.25)
+    )
+    seen = one_step(monkeypatch, "cutmix-u2pl-plus", method__denoise_temperature=None)
+    teacher = pixels_of(seen.teacher[2:])
+    assert seen.batch.unlabeled is not None
+    order = taken_pixels(seen, seen.batch.unlabeled.strong[0], seen.pseudo.streams[0].images)
+    total = 0.0
+    for place, q in zip(order, pixels_of(seen.student), strict=True):
+        total -= 0.25 * math.log(q[teacher[place].index(max(teacher[place]))])
+    assert seen.values["loss_u"].item() == pytest.approx(total / len(order), rel=1e-4)
+    assert seen.values["reliable_share"].item() == 1
+    assert seen.values["loss_c"].item() > 0
+    assert seen.pseudo.unreliable.any()  # there is a pseudo-label on these pixels too
+    ours, plus = (method_config(name).method for name in ("cutmix-u2pl-plus", "u2pl-plus"))
+    of_contrast = ("contrastive_weight", "initial_unreliable_fraction", "negatives_from", "mixing")
+    assert all(getattr(ours, name) == getattr(plus, name) for name in of_contrast)
+    assert ours.denoise_temperature == plus.denoise_temperature
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -68,6 +68,13 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     # arXiv 2306.02314
     "u2pl-plus": {},
+    # ours: CutMix's pseudo-labels on every pixel; unreliable ones are negatives all the same
+    "cutmix-u2pl-plus": {
+        "method.pixel_weighting": "confident_share",
+        "method.unsupervised_scaling": "even",
+        "method.pseudo_threshold": 1e-6,  # less than the most likely class of any pixel has
+        "method.symmetric_weight": 0.0,
+    },
 }
 """By the name that ``train --method`` takes."""
 
