@@ -97,6 +97,7 @@ def demo() -> Config:
             grayscale_probability=0.0,
             blur_probability=0.0,  # at 64 pixels a blur hides poles and people altogether
             num_workers=0,
+            cache="memory",  # 12 MB; decoding was a twentieth of a step
         ),
         method=MethodSettings(
             initial_unreliable_fraction=0.4,  # a net from scratch is wrong more often at first

@@ -64,7 +64,6 @@ def demo_weak() -> Config:
             # with 4 images a step even all true masks teach no person and no pole
             "data.batch_labeled": 12,
             "data.batch_unlabeled": 12,
-            "data.cache": "memory",
             # such short a training is not over-fitted: all that makes images harder costs more
             # than it gives
             "data.jitter": 0.0,
