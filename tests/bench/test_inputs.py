@@ -60,7 +60,7 @@ def test_painted_images_come_as_jpeg_and_as_png(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("workers", [0, 1])
 def test_every_phase_takes_some_of_an_images_time(tmp_path: Path, workers: int) -> None:
     path = as_jpeg(paint(tmp_path / "png", size=(48, 64)), tmp_path / "jpeg")
-    source = Source("jpeg", load_dataset(path), tiny_config())
+    source = Source("jpeg", load_dataset(path), tiny_config(data__cache="none"))
     loading = Loading(source, CPU, workers=workers, num_batches=2)
     assert loading.images_per_batch == 4
     assert loading.run() > 0
