@@ -9,7 +9,7 @@ from torch import Tensor
 
 from u2pl.bench.host_syncs import HostSyncs
 from u2pl.data import colors
-from u2pl.data.photometric import INTENSITIES, MAX_INTENSITIES, NUM_DRAWS, draw_colors, photometric
+from u2pl.data.photometric import INTENSITIES, NUM_DRAWS, draw_colors, photometric
 
 # isort: split
 from torchvision.transforms.v2 import functional as vision
@@ -107,7 +107,7 @@ def _augseg(image: Tensor, draws: list[float], most: int) -> tuple[Tensor, list[
     return view[0], names
 
 
-@pytest.mark.parametrize("most", range(1, MAX_INTENSITIES + 1))
+@pytest.mark.parametrize("most", [1, 2, 3])
 def test_intensities_are_each_images_own_changes_one_after_the_other(most: int) -> None:
     images, draws = images_of_all_kinds(60), _draws(60)
     views = photometric(images, draws, **ON, intensities=most)

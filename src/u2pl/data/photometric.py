@@ -37,9 +37,6 @@ from u2pl.data.colors import (
 NUM_DRAWS = 12
 """Numbers a view: eight from [0, 1), and an order of the four changes."""
 
-MAX_INTENSITIES = 3
-"""Changes of a view that its draws are enough for."""
-
 _MAX_BLUR_SIGMA = 2.0
 _MIN_BLUR_SIGMA = 0.1
 _CACHED_VALUES = 2**18  # so many float32 stay in a core's second-level cache while they are changed
@@ -77,7 +74,8 @@ def photometric(
         jitter_probability: of the four changes together.
         grayscale_probability: of losing all colour.
         blur_probability: of the blur.
-        intensities: at most so many changes in place of all these, 3 or less; 0 is off.
+        intensities: at most so many changes in place of all these; 0 is off, and the draws are
+            enough for 3.
 
     Returns:
         [B, 3, H, W] like ``images``.
