@@ -32,7 +32,7 @@ test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal \
 		--cov --cov-report= $(ARGS)
 	$(BIN)/python -m coverage report --fail-under=100 \
-		--include='src/u2pl/partition.py,src/u2pl/mixing.py,src/u2pl/perturbation.py,src/u2pl/teacher.py,src/u2pl/contrast/*,src/u2pl/losses/*'
+		--include='src/u2pl/partition.py,src/u2pl/mixing.py,src/u2pl/perturbation.py,src/u2pl/refinement.py,src/u2pl/teacher.py,src/u2pl/contrast/*,src/u2pl/losses/*'
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -39,6 +39,7 @@ PUBLIC = (
     "u2pl.losses",
     "u2pl.mixing",
     "u2pl.perturbation",
+    "u2pl.refinement",
     "u2pl.teacher",
     "u2pl.models",
     "u2pl.config",

@@ -20,7 +20,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from u2pl import _torchvision as _torchvision  # first: it makes torchvision importable everywhere
-from u2pl import contrast, losses, mixing, partition, perturbation, teacher
+from u2pl import contrast, losses, mixing, partition, perturbation, refinement, teacher
 from u2pl.errors import UserError
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ __all__ = [
     "partition",
     "perturbation",
     "predict",
+    "refinement",
     "teacher",
     "train",
 ]

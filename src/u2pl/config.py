@@ -199,6 +199,11 @@ class MethodSettings(Settings):
     """Upper bound of m in the momentum prototypes [R]; 0 is Eq. 12 as U2PL has it."""
     denoise_temperature: float | None = Field(0.5, gt=0)
     """τ_d of the prototype denoising [R]; None switches it off."""
+    refine_iterations: int = Field(0, ge=0, le=100)
+    """Rounds in which the teacher's probabilities flow between pixels that look alike, before
+    argmax and entropy [R: AFA's refinement of pseudo-labels, 10]; 0 leaves it out."""
+    refine_dilations: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 4, 8), min_length=1)
+    """Distances of the pixels that are compared, eight at each [R: AFA 1, 2, 4, 8, 12, 24]."""
     symmetric_weight: float = Field(0.1, ge=0)
     """ξ, the share of reverse cross-entropy in L_u [R]; 0 switches it off."""
     labeled_symmetric_weight: float = Field(0.0, ge=0)

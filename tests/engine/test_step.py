@@ -525,6 +525,66 @@ def test_pixels_are_judged_alike_one_image_at_a_time_and_all_at_once() -> None:
         assert torch.equal(one, other)
 
 
+def test_pseudo_labels_follow_the_edges_of_the_images() -> None:
+    """Two halves of two colours; the teacher puts their border two pixels beside the edge."""
+    images = torch.zeros(1, 3, 8, 16)
+    images[..., 8:] = 1.0
+    logits = torch.full((1, 2, 2, 4), -4.0)
+    logits[:, 0, :, :2], logits[:, 1, :, 2:] = 4.0, 4.0
+    logits = torch.cat([logits[..., :1], logits[..., :3]], dim=3)  # a cell to the right
+    plain = targets.judge_pixels(logits, (8, 16))
+    refined = targets.judge_pixels(logits, (8, 16), images=images, iterations=20, dilations=(1, 2))
+    right = (torch.arange(16) >= 8).expand(1, 8, 16)
+    assert (plain[0] != right).any()
+    assert (refined[0] == right).all()
+
+
+def test_refinement_is_of_weak_views_and_valid_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, judged = (
+        spy(monkeypatch, "pseudo_label"),
+        spy(monkeypatch, "refine_maps", module=targets),
+    )
+    valid = torch.ones(2, *SIZE, dtype=torch.bool)
+    valid[:, :, 20:] = False
+    batch = with_unlabeled(tiny_batch(), valid=valid)
+    assert batch.unlabeled is not None
+    config = tiny_config(
+        method__mixing="none", method__refine_iterations=3, method__refine_dilations=(1, 3)
+    )
+    run(config, steps=1, batch=batch)
+    (arguments, probs), (_, pseudo) = judged[0], calls[0]
+    assert torch.equal(arguments["images"], batch.unlabeled.weak)
+    assert torch.equal(arguments["valid"], valid)
+    assert (arguments["iterations"], arguments["dilations"]) == (3, (1, 3))
+    assert torch.equal(pseudo.pixels.predictions, probs.argmax(dim=1))
+    torch.testing.assert_close(pseudo.pixels.entropy, prediction_entropy(probs))
+
+
+def test_soft_pseudo_labels_are_refined_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = spy(monkeypatch, "pseudo_label")
+    config = tiny_config(
+        method__mixing="none", method__refine_iterations=2, method__soft_pseudo_labels=True
+    )
+    run(config, steps=1)
+    pseudo = calls[0][1]
+    assert torch.equal(pseudo.streams[0].soft.argmax(dim=1), pseudo.pixels.predictions)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+def test_refined_pixels_are_judged_alike_one_image_at_a_time(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(3, 5, 8, 6, generator=generator)
+    images = torch.rand(3, 3, 31, 22, generator=generator)
+    valid = torch.rand(3, 31, 22, generator=generator) < 0.8
+    given: dict[str, Any] = {"images": images, "valid": valid, "iterations": 2, "dilations": [1, 3]}
+    whole = targets.judge_pixels(logits, (31, 22), **given)
+    monkeypatch.setattr(targets, "_PIXELS_AT_ONCE", at_once * 31 * 22)
+    for one, other in zip(targets.judge_pixels(logits, (31, 22), **given), whole, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_tags_on_the_grid_are_tags_on_the_pixels() -> None:
     logits = 3 * torch.randn(3, 5, 8, 6, generator=torch.Generator().manual_seed(0))
     possible = torch.ones(3, 5, dtype=torch.bool)

@@ -11,9 +11,10 @@ from reference.types import ClassMaps, LabelMaps, Maps
 
 
 def neighbors(
-    y: int, x: int, height: int, width: int, dilations: list[int]
+    y: int, x: int, valid: list[list[bool]], dilations: list[int]
 ) -> list[tuple[tuple[int, int], float]]:
-    """The pixels around one, and their distances; the border's pixel stands for those beyond."""
+    """The valid pixels around one, and their distances; the border stands for what is beyond."""
+    height, width = len(valid), len(valid[0])
     found = []
     for distance in dilations:
         for dy in (-distance, 0, distance):
@@ -21,7 +22,8 @@ def neighbors(
                 if dy == dx == 0:
                     continue
                 inside = (min(max(y + dy, 0), height - 1), min(max(x + dx, 0), width - 1))
-                found.append((inside, math.sqrt(dy**2 + dx**2)))
+                if valid[inside[0]][inside[1]]:
+                    found.append((inside, math.sqrt(dy**2 + dx**2)))
     return found
 
 
@@ -32,26 +34,36 @@ def softmax(values: list[float]) -> list[float]:
 
 
 def deviation(values: list[float]) -> float:
+    """n - 1 below the root; 0 of a single value."""
     mean = sum(values) / len(values)
-    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1))
 
 
 def weights_of(
-    image: Maps, y: int, x: int, dilations: list[int], bandwidth: float, share: float
+    image: Maps,
+    valid: list[list[bool]],
+    y: int,
+    x: int,
+    dilations: list[int],
+    bandwidth: float,
+    share: float,
 ) -> list[float]:
-    """What each neighbour of one pixel counts; ``image`` is [3][H][W]."""
-    around = neighbors(y, x, len(image[0]), len(image[0][0]), dilations)
+    """What each valid neighbour of one pixel counts; ``image`` is [3][H][W]."""
+    around = neighbors(y, x, valid, dilations)
     likeness = [0.0] * len(around)
     for channel in image:
         spread = deviation([channel[ny][nx] for (ny, nx), _ in around])
         for n, ((ny, nx), _) in enumerate(around):
             difference = abs(channel[ny][nx] - channel[y][x])
             likeness[n] -= (difference / (bandwidth * (spread + 1e-8))) ** 2 / len(image)
-    distances = [distance for _, distance in around]
-    spread = deviation(distances)
-    nearness = [-((distance / (bandwidth * (spread + 1e-8))) ** 2) for distance in distances]
+    everywhere = [distance * math.hypot(*offset) for distance in dilations for offset in OFFSETS]
+    spread = deviation(everywhere)
+    nearness = [-((distance / (bandwidth * (spread + 1e-8))) ** 2) for _, distance in around]
     by_color, by_position = softmax(likeness), softmax(nearness)
     return [(c + share * p) / (1 + share) for c, p in zip(by_color, by_position, strict=True)]
+
+
+OFFSETS = [(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)]
 
 
 def refine(
@@ -61,9 +73,11 @@ def refine(
     iterations: int,
     bandwidth: float,
     share: float,
+    valid: list[list[bool]] | None = None,
 ) -> Maps:
-    """Maps [C][H][W] of one image [3][H][W]."""
+    """Maps [C][H][W] of one image [3][H][W]; 0 at a pixel without a valid neighbour."""
     height, width = len(image[0]), len(image[0][0])
+    valid = valid or [[True] * width for _ in range(height)]
     for _ in range(iterations):
         refined = []
         for scores in maps:
@@ -71,11 +85,12 @@ def refine(
             for y in range(height):
                 row = []
                 for x in range(width):
-                    around = neighbors(y, x, height, width, dilations)
-                    weights = weights_of(image, y, x, dilations, bandwidth, share)
+                    around = neighbors(y, x, valid, dilations)
                     total = 0.0
-                    for weight, ((ny, nx), _) in zip(weights, around, strict=True):
-                        total += weight * scores[ny][nx]
+                    if around:
+                        weights = weights_of(image, valid, y, x, dilations, bandwidth, share)
+                        for weight, ((ny, nx), _) in zip(weights, around, strict=True):
+                            total += weight * scores[ny][nx]
                     row.append(total)
                 rows.append(row)
             refined.append(rows)

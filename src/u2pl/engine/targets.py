@@ -6,6 +6,7 @@ size [H, W].
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from u2pl.engine.state import TrainState
 from u2pl.mixing import on_grid
 from u2pl.models import upsample
 from u2pl.perturbation import channel_dropout, complementary_dropout
+from u2pl.refinement import refine_maps
 
 
 class StepNumbers(NamedTuple):
@@ -380,7 +382,15 @@ def judge(
         )
     possible = unlabeled.possible_classes
     logits = partition.restrict_logits_to_tags(logits, possible)
-    predictions, entropy, confidence = of_method(judge_pixels, config)(logits, size)
+    given: dict[str, Any] = {}
+    if method.refine_iterations:
+        given = {
+            "images": unlabeled.weak,
+            "valid": unlabeled.valid,
+            "iterations": method.refine_iterations,
+            "dilations": method.refine_dilations,
+        }
+    predictions, entropy, confidence = of_method(judge_pixels, config)(logits, size, **given)
     probs_on_grid, certain = logits[:, :0], logits[:, :0].bool()
     if contrasted:
         probs_on_grid = logits.softmax(dim=1)
@@ -389,7 +399,7 @@ def judge(
         certain = tag_negative_mask(possible, on_grid(unlabeled.valid, grid), band, low_rank=low)
     soft = predictions.new_zeros(len(logits), 0, *size, dtype=logits.dtype)
     if method.soft_pseudo_labels:
-        soft = upsample(logits, size).softmax(dim=1)
+        soft = probs_of_pixels(logits, size, **given)
     return MixedPixels(
         images=unlabeled.strong[0],
         predictions=predictions,
@@ -404,26 +414,76 @@ def judge(
     )
 
 
-def judge_pixels(logits: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+def judge_pixels(
+    logits: Tensor,
+    size: tuple[int, int],
+    *,
+    images: Tensor | None = None,
+    valid: Tensor | None = None,
+    iterations: int = 0,
+    dilations: Sequence[int] = (),
+) -> tuple[Tensor, Tensor, Tensor]:
     """Class, entropy (Eq. 5) and probability of the class at full size.
 
-    Image by image, because the probabilities of all classes at all pixels of a batch would be the
-    largest thing that the method makes, and nobody needs more than one image's at a time.
+    Image by image, where they are large, because the probabilities of all classes at all pixels of
+    a batch would be the largest thing that the method makes, and nobody needs more than one image's
+    at a time.
 
     Args:
         logits: [B, C, h, w].
         size: (H, W).
+        images, valid, iterations, dilations: as for :func:`probs_of_pixels`.
 
     Returns:
         Predictions [B, H, W] int64, entropy in nats and confidence, both [B, H, W].
     """
-    images = []
-    for own in torch.split(logits, 1):
-        probs = upsample(own, size).softmax(dim=1)
+    parts = []
+    at_once = max(1, _PIXELS_AT_ONCE // (size[0] * size[1]))
+    for first in range(0, len(logits), at_once):
+        some = slice(first, first + at_once)
+        probs = probs_of_pixels(
+            logits[some],
+            size,
+            images=None if images is None else images[some],
+            valid=None if valid is None else valid[some],
+            iterations=iterations,
+            dilations=dilations,
+        )
         confidence, prediction = probs.max(dim=1)  # on a CPU several times faster than argmax
-        images.append((prediction, partition.prediction_entropy(probs), confidence))
-    predictions, entropy, confidence = (torch.cat(maps) for maps in zip(*images, strict=True))
+        parts.append((prediction, partition.prediction_entropy(probs), confidence))
+    predictions, entropy, confidence = (torch.cat(maps) for maps in zip(*parts, strict=True))
     return predictions, entropy, confidence
+
+
+_PIXELS_AT_ONCE = 2**16
+
+
+def probs_of_pixels(
+    logits: Tensor,
+    size: tuple[int, int],
+    *,
+    images: Tensor | None = None,
+    valid: Tensor | None = None,
+    iterations: int = 0,
+    dilations: Sequence[int] = (),
+) -> Tensor:
+    """Probabilities at full size, which follow the images' edges where that is asked for.
+
+    Args:
+        logits: [B, C, h, w].
+        size: (H, W).
+        images: [B, 3, H, W], whose edges they are; needed where there are iterations.
+        valid: [B, H, W] bool, the pixels that have a say.
+        iterations, dilations: of :func:`~u2pl.refinement.refine_maps`.
+
+    Returns:
+        [B, C, H, W].
+    """
+    probs = upsample(logits, size).softmax(dim=1)
+    if iterations == 0:
+        return probs
+    assert images is not None, "whose edges they follow"
+    return refine_maps(probs, images, dilations=dilations, iterations=iterations, valid=valid)
 
 
 def ranks(num_classes: int, config: Config) -> tuple[int, int]:

@@ -25,6 +25,7 @@ CHANGES: dict[str, Any] = {
 DACS: dict[str, Any] = {
     "method.contrastive_weight": 0.0,
     "method.initial_unreliable_fraction": 0.0,
+    "method.refine_iterations": 0,
     "method.symmetric_weight": 0.0,
     "method.pixel_weighting": "confident_share",
     "data.rare_class_temperature": None,

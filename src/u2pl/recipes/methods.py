@@ -14,6 +14,7 @@ from u2pl.recipes.adapt import DACS
 _PLAIN: dict[str, Any] = {
     "method.contrastive_weight": 0.0,
     "method.denoise_temperature": None,
+    "method.refine_iterations": 0,
     "method.symmetric_weight": 0.0,
 }
 """Neither contrast nor what U2PL+ adds to pseudo-labels."""
@@ -64,6 +65,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "u2pl": {
         "method.prototype_momentum": 0.0,
         "method.denoise_temperature": None,
+        "method.refine_iterations": 0,
         "method.symmetric_weight": 0.0,
     },
     # arXiv 2306.02314

@@ -23,13 +23,13 @@ from u2pl.engine.loop import Interrupted, telling_of_the_disk
 from u2pl.engine.run_folder import RunFolder
 from u2pl.errors import UserError
 from u2pl.models import Segmenter
+from u2pl.refinement import refine_maps
 from u2pl.signals import noticing_signals
 from u2pl.weak.cam import class_activation_maps
 from u2pl.weak.classifier import NAME as CLASSIFIER
 from u2pl.weak.classifier import TagClassifier, build_classifier, tag_warnings, train_classifier
 from u2pl.weak.pictures import SeedExample, contact_sheet
 from u2pl.weak.quality import seed_quality
-from u2pl.weak.refine import refine_maps
 from u2pl.weak.seeds import seed_labels
 
 logger = logging.getLogger(__name__)

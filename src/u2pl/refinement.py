@@ -1,12 +1,12 @@
 """Pixel-adaptive refinement: maps flow between neighbours that look alike.
 
 After Ru et al., "Learning Affinity from Attention" (CVPR 2022, arXiv 2203.02664), section 3.4.
-Written from the equations. Nothing is trained.
+Written from the equations. Nothing is trained. Activation maps become seeds by it, and what a
+teacher says of an image gets the image's own edges, which a network's coarse grid has lost.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 _OFFSETS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0))
 _TINY = 1e-8
+_NEVER = -1e30  # before a softmax: no weight, yet finite where no neighbour has any
 
 
 def refine_maps(
@@ -25,6 +26,7 @@ def refine_maps(
     iterations: int,
     bandwidth: float = 0.3,
     position_weight: float = 0.01,
+    valid: Tensor | None = None,
 ) -> Tensor:
     """Replace each pixel's scores, ``iterations`` times, by its neighbours' weighted mean.
 
@@ -39,6 +41,8 @@ def refine_maps(
         iterations: rounds, 0 or more.
         bandwidth: w_1 = w_2 of the paper: how quickly unlike neighbours lose weight.
         position_weight: w_3 of the paper: share of the weight that depends on distance alone.
+        valid: [B, H, W] bool, pixels that are heard, None for all: padding has no say. What comes
+            out for a pixel that has no neighbour to hear means nothing.
 
     Returns:
         [B, C, H, W]. Memory is that of eight numbers a pixel and dilation, beside the maps.
@@ -60,7 +64,11 @@ def refine_maps(
     if iterations == 0 or maps.numel() == 0:
         return maps
     affinity = pixel_affinity(
-        images, dilations=dilations, bandwidth=bandwidth, position_weight=position_weight
+        images,
+        dilations=dilations,
+        bandwidth=bandwidth,
+        position_weight=position_weight,
+        valid=valid,
     ).to(maps.dtype)
     for _ in range(iterations):
         refined = torch.zeros_like(maps)
@@ -76,6 +84,7 @@ def pixel_affinity(
     dilations: Sequence[int],
     bandwidth: float = 0.3,
     position_weight: float = 0.01,
+    valid: Tensor | None = None,
 ) -> Tensor:
     """How much each pixel listens to each of its neighbours.
 
@@ -89,17 +98,27 @@ def pixel_affinity(
         dilations: distances in pixels.
         bandwidth: w_1 = w_2.
         position_weight: w_3.
+        valid: [B, H, W] bool, the only pixels that are neighbours; None for all.
 
     Returns:
         [B, 8 * len(dilations), H, W], for each distance the neighbours row by row; they sum to 1.
     """
-    count = len(_OFFSETS) * len(dilations)
-    mean = torch.zeros_like(images)
-    for neighbor in _neighbors(images, dilations):
-        mean += neighbor / count
-    variance = torch.zeros_like(images)
-    for neighbor in _neighbors(images, dilations):
-        variance += (neighbor - mean).square() / (count - 1)
+    nearest = _distances_of_nearest(images)
+    distances = torch.cat([nearest * dilation for dilation in dilations])
+    count: Tensor | int = len(distances)
+    heard = None
+    if valid is not None:
+        seen = _neighbors(valid.unsqueeze(1).to(images.dtype), dilations)
+        heard = torch.cat(list(seen), dim=1)  # 1 or 0
+        count = heard.sum(dim=1, keepdim=True)
+    mean, variance = torch.zeros_like(images), torch.zeros_like(images)
+    for index, neighbor in enumerate(_neighbors(images, dilations)):
+        mean += neighbor if heard is None else neighbor * heard[:, index : index + 1]
+    mean /= _at_least_one(count)
+    for index, neighbor in enumerate(_neighbors(images, dilations)):
+        squares = (neighbor - mean).square()
+        variance += squares if heard is None else squares * heard[:, index : index + 1]
+    variance /= _at_least_one(count - 1)
     width = bandwidth * (variance.sqrt() + _TINY)
     likeness = torch.stack(
         [
@@ -108,12 +127,23 @@ def pixel_affinity(
         ],
         dim=1,
     )
-    distances = images.new_tensor(
-        [distance * math.hypot(*offset) for distance in dilations for offset in _OFFSETS]
-    )
-    nearness = -(distances / (bandwidth * (distances.std() + _TINY))).square()
-    by_position = nearness.softmax(dim=0).view(1, -1, 1, 1)
-    return (likeness.softmax(dim=1) + position_weight * by_position) / (1 + position_weight)
+    nearness = -(distances / (bandwidth * (distances.std() + _TINY))).square().view(1, -1, 1, 1)
+    if heard is not None:
+        likeness = likeness.masked_fill(heard == 0, _NEVER)
+        nearness = nearness.masked_fill(heard == 0, _NEVER)
+    mixed = likeness.softmax(dim=1) + position_weight * nearness.softmax(dim=1)
+    return mixed / (1 + position_weight)
+
+
+def _distances_of_nearest(like: Tensor) -> Tensor:
+    """Of a pixel's eight neighbours, [8]; made on the device, which nobody need wait for."""
+    each = torch.cat([torch.arange(4, device=like.device), torch.arange(5, 9, device=like.device)])
+    dy, dx = each // 3 - 1, each % 3 - 1
+    return (dy**2 + dx**2).to(like.dtype).sqrt()
+
+
+def _at_least_one(count: Tensor | int) -> Tensor | int:
+    return count.clamp_min(1) if isinstance(count, Tensor) else max(count, 1)
 
 
 def _neighbors(x: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import reference.weak as reference
-from u2pl.weak.refine import pixel_affinity, refine_maps
+from u2pl.refinement import pixel_affinity, refine_maps
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
@@ -39,6 +39,39 @@ def test_refinement_equals_the_reference(
     for own, image, result in zip(maps, images, refined, strict=True):
         expected = reference.refine(own.tolist(), image.tolist(), dilations, iterations, 0.4, 0.05)
         torch.testing.assert_close(result, torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("iterations", [1, 3])
+@pytest.mark.parametrize("dilations", [[1], [1, 2, 5]])
+def test_padding_has_no_say_as_in_the_reference(dilations: list[int], iterations: int) -> None:
+    maps, images = rand(2, 3, 6, 7), rand(2, 3, 6, 7, seed=1)
+    valid = torch.ones(2, 6, 7, dtype=torch.bool)
+    valid[0, 4:] = False
+    valid[1, :, 2:] = False
+    maps[~valid.unsqueeze(1).expand_as(maps)] = 1e3
+    given = {"dilations": dilations, "iterations": iterations}
+    refined = refine_maps(maps, images, valid=valid, **given)
+    for own, image, seen, result in zip(maps, images, valid, refined, strict=True):
+        plain = own.tolist(), image.tolist(), dilations, iterations, 0.3, 0.01, seen.tolist()
+        expected = torch.tensor(reference.refine(*plain), dtype=torch.float64)
+        torch.testing.assert_close(result[:, seen], expected[:, seen])
+        assert result[:, seen].max() <= 1
+
+
+def test_valid_everywhere_is_no_mask_at_all() -> None:
+    maps, images = rand(2, 3, 6, 7), rand(2, 3, 6, 7, seed=1)
+    given = {"dilations": [1, 2], "iterations": 2}
+    everywhere = torch.ones(2, 6, 7, dtype=torch.bool)
+    torch.testing.assert_close(
+        refine_maps(maps, images, valid=everywhere, **given), refine_maps(maps, images, **given)
+    )
+
+
+def test_pixel_with_no_neighbour_to_hear_stays_finite() -> None:
+    nowhere = torch.zeros(1, 3, 3, dtype=torch.bool)
+    maps, images = rand(1, 2, 3, 3), rand(1, 3, 3, 3)
+    refined = refine_maps(maps, images, dilations=[1], iterations=2, valid=nowhere)
+    assert refined.isfinite().all()
 
 
 def test_one_colour_and_no_position_is_a_plain_mean_of_the_neighbours() -> None:
