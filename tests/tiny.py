@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from lightning_fabric import Fabric
+from torch.nn import functional as F
 
 from u2pl import make_config
 from u2pl.config import Config
@@ -62,6 +63,7 @@ def tiny_batch(
     num_unlabeled: int | None = 2,
     num_classes: int = NUM_CLASSES,
     seed: int = 0,
+    context: int = 0,
 ) -> Batch:
     """Blocks of classes, each with its own grey value; None gives no unlabelled half."""
     generator = torch.Generator().manual_seed(seed)
@@ -81,6 +83,8 @@ def tiny_batch(
             strong=((0.8 * weak).contiguous(),),
             valid=torch.ones(num_unlabeled, *SIZE, dtype=torch.bool),
             possible_classes=torch.ones(num_unlabeled, num_classes, dtype=torch.bool),
+            context=F.pad(weak, (context,) * 4, mode="reflect") if context else None,
+            offsets=torch.full((num_unlabeled, 2), context) if context else None,
         ),
     )
 

@@ -21,5 +21,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "no contrast": {"method__contrastive_weight": 0.0},
     "refined": {"method__refine_iterations": 2, "method__refine_dilations": (1, 3)},
+    "context": {"data__context": 8},
     "bfloat16 queues": {"method__queue_dtype": "bfloat16"},
 }

@@ -96,6 +96,9 @@ class DataSettings(Settings):
     """Range of the random rescaling [P]."""
     flip: bool = True
     """Mirror left and right in half of the draws."""
+    context: int = Field(0, ge=0, le=65_536, multiple_of=4)
+    """The teacher sees so many pixels more on each side of an unlabelled crop [R], moved inwards
+    where the image ends; what it says of the crop itself is what counts."""
     rare_class_temperature: float | None = Field(None, gt=0)
     """T of DAFormer's rare-class sampling of the labelled images [0.01 there]; a small one prefers
     images of rare classes. None draws each image once an epoch."""

@@ -53,6 +53,15 @@ def test_networks_alone_compute_what_the_contrast_needs(monkeypatch: pytest.Monk
     assert not any(with_features for _, with_features in seen["bare"])
 
 
+def test_steps_with_a_context_are_timed_with_it() -> None:
+    kind = steps.step_kinds(CPU, {**SMALL, "data.context": 8})["method"]
+    unlabeled = kind.batch.unlabeled
+    assert unlabeled is not None
+    assert unlabeled.context is not None
+    assert unlabeled.context.shape[-1] == unlabeled.weak.shape[-1] + 16
+    assert kind.run() > 0
+
+
 def test_result_of_whole_steps_has_ratios_times_and_no_kernels_of_a_gpu() -> None:
     result = bench.bench(parts=["step"], repetitions=1, overrides=SMALL, device="cpu")
     assert result["ratios"]["step_vs_networks"] > 0

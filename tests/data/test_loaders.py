@@ -119,6 +119,26 @@ def test_streams_deliver_bytes_and_draws(dataset: Dataset) -> None:
     assert unlabeled["colors"].shape == (2, 12)
 
 
+def test_context_is_what_lies_around_and_changes_nothing_else(dataset: Dataset) -> None:
+    plain = UnlabeledStream(dataset, _settings(), seed=0)
+    wider = UnlabeledStream(dataset, _settings(context=8), seed=0)
+    for n in range(6):
+        one, other = plain[n], wider[n]
+        for key, value in one.items():
+            assert torch.equal(value, other[key])
+        assert other["context"].shape == (3, 24 + 16, 32 + 16)
+        top, left = other["offsets"].tolist()
+        inner = other["context"][:, top : top + 24, left : left + 32].int()
+        assert (inner - one["weak"].int()).abs().max() <= 1
+    (batch,) = _batches(dataset, 0, 1, context=8)
+    assert batch.unlabeled is not None
+    assert batch.unlabeled.context is not None
+    assert batch.unlabeled.context.dtype == torch.float32
+    assert 0.1 < batch.unlabeled.context.max() <= 1
+    assert batch.unlabeled.offsets is not None
+    assert batch.unlabeled.offsets.shape == (3, 2)
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_other_devices_than_the_cpu_make_the_views_themselves(
     dataset: Dataset, num_workers: int

@@ -10,13 +10,17 @@ from PIL import Image
 from torch import Tensor
 
 from u2pl.data.transforms import (
+    CELL,
+    View,
     draw_view,
     eval_image,
     resized_size,
     view_image,
     view_labels,
+    wider_view,
 )
 from u2pl.errors import UserError
+from u2pl.models.segmenter import STRIDE
 
 IGNORE = 255
 
@@ -100,6 +104,52 @@ def test_window_equals_a_crop_of_the_whole_resized_image(factor: float) -> None:
     windows = windows.unfold(1, 16, 1).unfold(2, 24, 1)  # [3, rows, columns, 16, 24]
     distance = (windows - crop[:, None, None]).abs().amax((0, 3, 4))
     assert distance.min() < 1.5 / 255
+
+
+@pytest.mark.parametrize("context", [4, 8, 20])
+@pytest.mark.parametrize("size", [(40, 50), (60, 80), (10, 50), (40, 12), (9, 11), (19, 27)])
+@pytest.mark.parametrize("seed", range(5))
+def test_wider_view_holds_the_view_cell_by_cell(
+    size: tuple[int, int], context: int, seed: int
+) -> None:
+    image = _image(*size)
+    view = draw_view(
+        size, crop=(16, 24), scale=(0.8, 1.4), flip=True, resize=None, generator=_generator(seed)
+    )
+    wide, (top, left) = wider_view(view, context)
+    assert wide.crop == (16 + 2 * context, 24 + 2 * context)
+    assert (top % CELL, left % CELL) == (0, 0)
+    around, seen = view_image(image, wide)
+    inner, valid = view_image(image, view)
+    assert torch.equal(seen[top : top + 16, left : left + 24], valid)
+    # the filter reads the same pixels; Pillow's box may round them to another neighbour
+    cut = around[:, top : top + 16, left : left + 24].int()
+    assert (cut - inner.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("window", "wide", "offset"),
+    [
+        ((32, 32), (16, 64), 16),  # in the middle
+        ((0, 32), (0, 64), 0),  # at the left end: moved inwards
+        ((6, 32), (2, 64), 4),  # and onto the same cells
+        ((64, 32), (32, 64), 32),  # at the right end
+        ((61, 32), (33, 63), 28),  # onto the same cells there: three columns lie beyond the image
+    ],
+)
+def test_wider_view_sees_as_much_of_the_image_as_there_is(
+    window: tuple[int, int], wide: tuple[int, int], offset: int
+) -> None:
+    (left, width) = window
+    view = View(size=(32, 96), window=(0, left, 32, width), crop=(32, 32), is_flipped=False)
+    found, offsets = wider_view(view, 16)
+    assert (found.window[1], found.window[3]) == wide
+    assert (found.window[0], found.window[2]) == (0, 32)  # there is no more of it
+    assert offsets == (0, offset)
+
+
+def test_grid_of_the_network_is_the_grid_of_the_views() -> None:
+    assert CELL == STRIDE
 
 
 def test_mask_is_resampled_at_pixel_centres() -> None:

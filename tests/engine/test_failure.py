@@ -76,6 +76,16 @@ def test_batch_kept_is_the_batch_of_the_step(failed: Path, dataset: Dataset) -> 
     assert torch.equal(content["unlabeled"]["strong"][0], batch.unlabeled.strong[0])
 
 
+def test_context_is_kept_and_replayed(dataset: Dataset, tmp_path: Path) -> None:
+    config = CONFIG.with_overrides({"data.context": 8})
+    with pytest.raises(UserError, match="At step 2"):
+        fit(config, dataset, RunFolder(tmp_path / "a"))
+    failure = tmp_path / "a" / "failure" / "step-2.pt"
+    content = torch.load(failure, weights_only=True)["failure"]
+    assert content["unlabeled"]["context"].shape[-1] == content["unlabeled"]["weak"].shape[-1] + 16
+    assert replay(failure)["step"] == 2
+
+
 def test_other_files_are_no_failures(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     torch.save({"student": {}}, path)

@@ -22,7 +22,7 @@ def test_step_reads_no_value_and_no_size_from_the_device(name: str) -> None:
     config = tiny_config(**VARIANTS[name])
     fabric, state = tiny_state(config)
     failure = FirstFailure(fabric.device)
-    batches = [tiny_batch(seed=seed) for seed in range(2)]
+    batches = [tiny_batch(seed=seed, context=config.data.context) for seed in range(2)]
     with HostSyncs() as syncs:
         for batch in batches:
             values = training_step(fabric, state, batch, config)
@@ -62,7 +62,8 @@ def test_gpu_finds_no_synchronisation_in_a_step(name: str) -> None:
     state = initial_state(config, NUM_CLASSES, IGNORE, fabric.device)
     state.student, state.optimizer = fabric.setup(state.student, state.optimizer)
     failure = FirstFailure(fabric.device)
-    batches = [tiny_batch(seed=seed).to(fabric.device) for seed in range(3)]
+    given = {"context": config.data.context}
+    batches = [tiny_batch(seed=seed, **given).to(fabric.device) for seed in range(3)]
     training_step(fabric, state, batches[0], config)  # kernels are loaded and tuned
     with waiting_is_an_error():
         for batch in batches[1:]:

@@ -83,7 +83,9 @@ def assert_alike(ours: Any, theirs: Any, **tolerance: float) -> None:
 def test_replayed_steps_are_the_usual_ones_to_the_last_bit(name: str) -> None:
     config = tiny_config(**VARIANTS[name], train__steps=12)
     tape = Tape()
-    rows, states = both_ways(config, tape, [tiny_batch(seed=n) for n in range(WARM_UP + 5)])
+    given = {"context": config.data.context}
+    batches = [tiny_batch(seed=n, **given) for n in range(WARM_UP + 5)]
+    rows, states = both_ways(config, tape, batches)
     assert_alike(*rows, rtol=0.0, atol=0.0)
     assert_alike(*(state.state_dict() for state in states), rtol=0.0, atol=0.0)
     assert tape.num_replays == (2 + 5 - 4 if name == "warm-up" else 5)
@@ -188,7 +190,8 @@ def test_gpu_replays_what_it_would_do_as_usual(name: str, recwarn: pytest.Warnin
     config = tiny_config(**VARIANTS[name], train__steps=20, model__dropout=0.1)
     fabric, state = gpu_state(config)
     gradients = RecordedGradients()
-    batches = [tiny_batch(seed=n).to(fabric.device) for n in range(WARM_UP + 4)]
+    given = {"context": config.data.context}
+    batches = [tiny_batch(seed=n, **given).to(fabric.device) for n in range(WARM_UP + 4)]
     for batch in batches[:-1]:
         training_step(fabric, state, batch, config, gradients=gradients)
     assert gradients._step is not None
@@ -211,7 +214,8 @@ def test_gpu_waits_for_nothing_in_a_replayed_step(name: str) -> None:
     config = tiny_config(**VARIANTS[name], train__steps=20)
     fabric, state = gpu_state(config)
     gradients = RecordedGradients()
-    batches = [tiny_batch(seed=n).to(fabric.device) for n in range(WARM_UP + 6)]
+    given = {"context": config.data.context}
+    batches = [tiny_batch(seed=n, **given).to(fabric.device) for n in range(WARM_UP + 6)]
     for batch in batches[:-2]:
         training_step(fabric, state, batch, config, gradients=gradients)
     with waiting_is_an_error():

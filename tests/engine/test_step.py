@@ -498,6 +498,51 @@ def test_separate_statistics_go_with_contrast_and_accumulation() -> None:
     assert min(rows[-1][name] for name in ("loss_s", "loss_u", "loss_c")) > 0
 
 
+# context
+
+
+def test_teacher_judges_the_weak_view_by_what_lies_around_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = spy(monkeypatch, "pseudo_label")
+    batch = tiny_batch()
+    assert batch.unlabeled is not None
+    around = torch.rand(2, 3, SIZE[0] + 16, SIZE[1] + 8, generator=torch.Generator().manual_seed(3))
+    places = [(4, 0), (16, 8)]
+    for image, (top, left) in enumerate(places):
+        window = around[image, :, top : top + SIZE[0], left : left + SIZE[1]]
+        window.copy_(batch.unlabeled.weak[image])
+    wide = with_unlabeled(batch, context=around, offsets=torch.tensor(places))
+    state, _ = run(tiny_config(), steps=1, batch=wide)
+    view_l, view = calls[0][0]["view_l"], calls[0][0]["view_u"]
+    _, fresh = tiny_state(tiny_config())
+    said = fresh.teacher(around)
+    height, width = SIZE[0] // 4, SIZE[1] // 4
+    for image, (top, left) in enumerate(places):
+        rows, columns = slice(top // 4, top // 4 + height), slice(left // 4, left // 4 + width)
+        cells = (image, slice(None), rows, columns)
+        torch.testing.assert_close(view.logits[image], said.logits[cells])
+        torch.testing.assert_close(view.features[image], said.features[cells])
+    torch.testing.assert_close(view_l.logits, fresh.teacher(batch.labeled.images).logits)
+    alone = fresh.teacher(batch.unlabeled.weak).logits
+    assert (view.logits - alone).abs().max() > 1e-3
+    assert state.step == 1
+
+
+@pytest.mark.parametrize("weight", [0.1, 0.0])
+def test_context_of_nothing_more_changes_nothing(weight: float) -> None:
+    config = tiny_config(method__contrastive_weight=weight)
+    batch = tiny_batch()
+    assert batch.unlabeled is not None
+    same = with_unlabeled(
+        batch, context=batch.unlabeled.weak, offsets=torch.zeros(2, 2, dtype=torch.int64)
+    )
+    _, plain = run(config, batch=batch)
+    _, around = run(config, batch=same)
+    for one, other in zip(plain, around, strict=True):
+        assert other == pytest.approx(one, rel=1e-4)
+
+
 # denoising, contrast
 
 

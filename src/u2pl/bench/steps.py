@@ -62,12 +62,17 @@ def random_batch(config: Config, device: torch.device, num_classes: int) -> Batc
     num_l, num_u = config.data.batch_labeled, config.data.batch_unlabeled
     images = torch.rand(num_l + num_u, 3, height, width, generator=generator)
     labels = torch.randint(0, num_classes, (num_l, height, width), generator=generator)
-    weak = images[num_l:]
+    weak, context, around = images[num_l:], None, config.data.context
+    if around:
+        size = (height + 2 * around, width + 2 * around)
+        context = torch.rand(num_u, 3, *size, generator=generator)
     unlabeled = UnlabeledBatch(
         weak=weak,
         strong=(weak.clone(),),
         valid=torch.ones(num_u, height, width, dtype=torch.bool),
         possible_classes=torch.ones(num_u, num_classes, dtype=torch.bool),
+        context=context,
+        offsets=torch.full((num_u, 2), around) if around else None,
     )
     return Batch(LabeledBatch(images[:num_l], labels), unlabeled).to(device)
 

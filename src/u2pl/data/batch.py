@@ -41,12 +41,17 @@ class UnlabeledBatch:
         strong: one or more tensors like ``weak``, colours changed; the student learns on these.
         valid: [B, H, W] bool, False on padding.
         possible_classes: [B, C] bool, which classes the image may hold; all True without tags.
+        context: [B, 3, H', W'] like ``weak``, what lies around it and itself; None where the
+            teacher sees ``weak`` alone.
+        offsets: [B, 2] int64, top and left of ``weak`` in ``context``; None without it.
     """
 
     weak: Tensor
     strong: tuple[Tensor, ...]
     valid: Tensor
     possible_classes: Tensor
+    context: Tensor | None = None
+    offsets: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> UnlabeledBatch:
         """Return what ``function`` makes of each tensor."""
@@ -55,6 +60,8 @@ class UnlabeledBatch:
             tuple(function(view) for view in self.strong),
             function(self.valid),
             function(self.possible_classes),
+            None if self.context is None else function(self.context),
+            None if self.offsets is None else function(self.offsets),
         )
 
 
@@ -75,3 +82,26 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on ``device``."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def cut_windows(maps: Tensor, offsets: Tensor, size: tuple[int, int]) -> Tensor:
+    """Cut a window out of each map, at places that only the device knows.
+
+    Args:
+        maps: [B, K, H, W].
+        offsets: [B, 2] int64, top and left of each window.
+        size: (h, w) of every window; each lies within its map.
+
+    Returns:
+        [B, K, h, w].
+
+    >>> maps = torch.arange(6).view(1, 1, 2, 3)
+    >>> cut_windows(maps, torch.tensor([[0, 1]]), (2, 2))
+    tensor([[[[1, 2],
+              [4, 5]]]])
+    """
+    image = torch.arange(len(maps), device=maps.device)[:, None, None]
+    rows = offsets[:, 0, None] + torch.arange(size[0], device=maps.device)
+    columns = offsets[:, 1, None] + torch.arange(size[1], device=maps.device)
+    cut = maps.movedim(1, -1)[image, rows[:, :, None], columns[:, None, :]]
+    return cut.movedim(-1, 1)

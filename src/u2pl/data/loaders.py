@@ -35,6 +35,7 @@ from u2pl.data.transforms import (
     eval_image,
     view_image,
     view_labels,
+    wider_view,
 )
 from u2pl.data.unpack import label_dtype, unpack, unpack_unlabeled
 from u2pl.errors import UserError
@@ -193,7 +194,8 @@ class UnlabeledStream(_Stream):
     """Random crops of the unlabelled images, with the draws of strong views; no mask is opened.
 
     Item n is ``{"weak": [3, h, w] uint8, "colors": [V, 12] float64, "valid": [h, w] bool,
-    "possible_classes": [C] bool}``, V being ``num_strong``.
+    "possible_classes": [C] bool}``, V being ``num_strong``; with ``settings.context`` also
+    ``"context": [3, h', w'] uint8`` and ``"offsets": [2] int64``.
     """
 
     def __init__(
@@ -210,20 +212,24 @@ class UnlabeledStream(_Stream):
         """
         sample, generator = self.sample(n), self._generator(n)
         pixels = self._decoder.image(sample)
-        weak, valid = view_image(
-            pixels, self._draw_view((pixels.shape[0], pixels.shape[1]), generator)
-        )
+        view = self._draw_view((pixels.shape[0], pixels.shape[1]), generator)
+        weak, valid = view_image(pixels, view)
         colors = [draw_colors(generator) for _ in range(self._num_strong)]
         possible = torch.ones(self._dataset.num_classes, dtype=torch.bool)
         if sample.tags is not None:
             possible.zero_()
             possible[list(sample.tags)] = True
-        return {
+        item = {
             "weak": weak,
             "colors": torch.stack(colors),
             "valid": valid,
             "possible_classes": possible,
         }
+        if self._settings.context:
+            wide, offsets = wider_view(view, self._settings.context)
+            item["context"] = view_image(pixels, wide)[0]
+            item["offsets"] = torch.tensor(offsets)
+        return item
 
 
 def _read_pair(

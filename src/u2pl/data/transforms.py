@@ -18,6 +18,9 @@ from torch import Tensor
 
 from u2pl.errors import UserError
 
+CELL = 4
+"""Side of a feature grid's cell in pixels, as :data:`u2pl.models.segmenter.STRIDE`."""
+
 _MOST_PIXELS = 178_956_970  # Pillow's limit for files
 
 
@@ -78,6 +81,39 @@ def draw_view(
     top = int(draws[1] * (full_h - h + 1))
     left = int(draws[2] * (full_w - w + 1))
     return View((full_h, full_w), (top, left, h, w), crop, flip and draws[3] < 0.5)
+
+
+def wider_view(view: View, context: int) -> tuple[View, tuple[int, int]]:
+    """Return a view of what lies around another, and where that one lies in it.
+
+    Args:
+        view: of some image.
+        context: pixels on each side, a multiple of :data:`CELL`. The window is moved inwards where
+            the image ends, so that as much of it is seen; what is left free is padding.
+
+    Returns:
+        The view, its crop larger by ``2 * context``, mirrored as the other is; and (top, left) of
+        the other view's crop in it, multiples of :data:`CELL`, so that cells of a feature grid
+        are the same cells in both.
+
+    >>> view = View(size=(96, 96), window=(30, 0, 32, 32), crop=(32, 32), is_flipped=False)
+    >>> wider_view(view, 16)
+    (View(size=(96, 96), window=(14, 0, 64, 64), crop=(64, 64), is_flipped=False), (16, 0))
+    """
+    starts, sides, offsets = [], [], []
+    for axis in range(2):
+        full, start = view.size[axis], view.window[axis]
+        side = min(full, view.crop[axis] + 2 * context)
+        first = min(max(start - context, 0), full - side)
+        first += (start - first) % CELL
+        starts.append(first)
+        sides.append(min(side, full - first))
+        offsets.append(start - first)
+    crop = (view.crop[0] + 2 * context, view.crop[1] + 2 * context)
+    if view.is_flipped:
+        offsets[1] = 2 * context - offsets[1]
+    wide = View(view.size, (starts[0], starts[1], sides[0], sides[1]), crop, view.is_flipped)
+    return wide, (offsets[0], offsets[1])
 
 
 def view_image(image: npt.NDArray[np.uint8], view: View) -> tuple[Tensor, Tensor]:

@@ -52,7 +52,8 @@ def unpack_unlabeled(
     Args:
         item: ``weak`` [B, 3, H, W] uint8; ``colors`` [B, V, 12] float64 of
             :func:`u2pl.data.photometric.draw_colors` for V strong views; ``valid`` [B, H, W] and
-            ``possible_classes`` [B, C] bool.
+            ``possible_classes`` [B, C] bool; ``context`` [B, 3, H', W'] uint8 with ``offsets``
+            [B, 2] int64, or neither.
         settings, device: as for :func:`unpack`.
     """
     weak = _to_float(item["weak"], device)
@@ -61,6 +62,8 @@ def unpack_unlabeled(
         strong=tuple(_changed(weak, draws, settings) for draws in item["colors"].unbind(1)),
         valid=item["valid"].to(device, non_blocking=True),
         possible_classes=item["possible_classes"].to(device, non_blocking=True),
+        context=_to_float(item["context"], device) if "context" in item else None,
+        offsets=item["offsets"].to(device, non_blocking=True) if "offsets" in item else None,
     )
 
 

@@ -140,6 +140,8 @@ def teacher_views(
 
     Pseudo-label, entropy, rank and key of a pixel thus come from the same prediction. (The
     authors' code takes keys and entropies from a second pass, over mixed images in train mode.)
+    Where the teacher sees more of the unlabelled images than the student (``data.context``), they
+    pass by themselves, and what it says of the weak view is cut out.
 
     Args:
         fabric: precision.
@@ -150,18 +152,30 @@ def teacher_views(
     Returns:
         A view of each half that was given; without contrast its features have no channel.
     """
+    contrasted = labeled is not None
+    if unlabeled is not None and unlabeled.context is not None:
+        view_l, _ = teacher_views(fabric, state, labeled, None)
+        wide = ask_teacher(fabric, state, unlabeled.context, with_features=contrasted)
+        return view_l, wide.of_the_weak_view(unlabeled)
     images = [] if labeled is None else [labeled.images]
     images += [] if unlabeled is None else [unlabeled.weak]
     if not images:
         return None, None
-    with fabric.autocast():
-        said = state.teacher(torch.cat(images), with_features=labeled is not None)
-    logits = said.logits.float()
-    features = logits[:, :0] if said.features is None else said.features.float()
+    said = ask_teacher(fabric, state, torch.cat(images), with_features=contrasted)
     split = 0 if labeled is None else len(labeled.images)
-    view_l = None if labeled is None else TeacherView(logits[:split], features[:split])
-    view_u = None if unlabeled is None else TeacherView(logits[split:], features[split:])
+    view_l = None if labeled is None else said.part(slice(split))
+    view_u = None if unlabeled is None else said.part(slice(split, None))
     return view_l, view_u
+
+
+def ask_teacher(
+    fabric: Fabric, state: TrainState, images: Tensor, *, with_features: bool
+) -> TeacherView:
+    """What the teacher says of images; without features theirs have no channel."""
+    with fabric.autocast():
+        said = state.teacher(images, with_features=with_features)
+    logits = said.logits.float()
+    return TeacherView(logits, logits[:, :0] if said.features is None else said.features.float())
 
 
 def backward_in_parts(

@@ -23,11 +23,12 @@ from u2pl.contrast import (
     rank_bounds,
     tag_negative_mask,
 )
-from u2pl.data.batch import Batch, LabeledBatch, UnlabeledBatch
+from u2pl.data.batch import Batch, LabeledBatch, UnlabeledBatch, cut_windows
 from u2pl.engine.compiled import of_method
 from u2pl.engine.state import TrainState
 from u2pl.mixing import on_grid
 from u2pl.models import upsample
+from u2pl.models.segmenter import STRIDE
 from u2pl.perturbation import channel_dropout, complementary_dropout
 from u2pl.refinement import refine_maps
 
@@ -59,6 +60,19 @@ class TeacherView:
 
     logits: Tensor
     features: Tensor
+
+    def part(self, share: slice) -> TeacherView:
+        """What it says of some of the images."""
+        return TeacherView(self.logits[share], self.features[share])
+
+    def of_the_weak_view(self, unlabeled: UnlabeledBatch) -> TeacherView:
+        """Of a view of ``unlabeled.context``, the cells that the weak view covers."""
+        assert unlabeled.offsets is not None, "where there is a context"
+        cells = unlabeled.offsets // STRIDE
+        size = (-(-unlabeled.weak.shape[-2] // STRIDE), -(-unlabeled.weak.shape[-1] // STRIDE))
+        return TeacherView(
+            cut_windows(self.logits, cells, size), cut_windows(self.features, cells, size)
+        )
 
 
 @dataclass(frozen=True)
