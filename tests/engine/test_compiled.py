@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -39,9 +40,16 @@ def losses(config: Config, *, steps: int) -> list[float]:
     return rows
 
 
-@pytest.mark.parametrize("mixing", ["cutmix", "classmix_labeled"])
-def test_method_is_whole_graphs_compiled_once_and_says_the_same(mixing: str) -> None:
-    changes = {"method__mixing": mixing, "train__steps": 9}
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"method__mixing": "cutmix"},
+        {"method__mixing": "classmix_labeled"},
+        {"method__refine_iterations": 2, "method__refine_dilations": (1, 3)},
+    ],
+)
+def test_method_is_whole_graphs_compiled_once_and_says_the_same(method: dict[str, Any]) -> None:
+    changes = {**method, "train__steps": 9}
     plain = losses(tiny_config(**changes), steps=1)
     assert losses(tiny_config(train__compile=["method"], **changes), steps=4)[:1] == plain
     # judgement, threshold, pairs, loss; each a whole graph, or compiling it would have failed

@@ -578,7 +578,8 @@ def test_pseudo_labels_follow_the_edges_of_the_images() -> None:
     logits[:, 0, :, :2], logits[:, 1, :, 2:] = 4.0, 4.0
     logits = torch.cat([logits[..., :1], logits[..., :3]], dim=3)  # a cell to the right
     plain = targets.judge_pixels(logits, (8, 16))
-    refined = targets.judge_pixels(logits, (8, 16), images=images, iterations=20, dilations=(1, 2))
+    everywhere = torch.ones(1, 8, 16, dtype=torch.bool)
+    refined = targets.judge_pixels(logits, (8, 16), targets.Edges(images, everywhere, 20, (1, 2)))
     right = (torch.arange(16) >= 8).expand(1, 8, 16)
     assert (plain[0] != right).any()
     assert (refined[0] == right).all()
@@ -623,10 +624,10 @@ def test_refined_pixels_are_judged_alike_one_image_at_a_time(
     logits = 3 * torch.randn(3, 5, 8, 6, generator=generator)
     images = torch.rand(3, 3, 31, 22, generator=generator)
     valid = torch.rand(3, 31, 22, generator=generator) < 0.8
-    given: dict[str, Any] = {"images": images, "valid": valid, "iterations": 2, "dilations": [1, 3]}
-    whole = targets.judge_pixels(logits, (31, 22), **given)
+    edges = targets.Edges(images, valid, 2, (1, 3))
+    whole = targets.judge_pixels(logits, (31, 22), edges)
     monkeypatch.setattr(targets, "_PIXELS_AT_ONCE", at_once * 31 * 22)
-    for one, other in zip(targets.judge_pixels(logits, (31, 22), **given), whole, strict=True):
+    for one, other in zip(targets.judge_pixels(logits, (31, 22), edges), whole, strict=True):
         torch.testing.assert_close(one, other)
 
 

@@ -396,15 +396,11 @@ def judge(
         )
     possible = unlabeled.possible_classes
     logits = partition.restrict_logits_to_tags(logits, possible)
-    given: dict[str, Any] = {}
+    edges = None
     if method.refine_iterations:
-        given = {
-            "images": unlabeled.weak,
-            "valid": unlabeled.valid,
-            "iterations": method.refine_iterations,
-            "dilations": method.refine_dilations,
-        }
-    predictions, entropy, confidence = of_method(judge_pixels, config)(logits, size, **given)
+        rule = method.refine_iterations, method.refine_dilations
+        edges = Edges(unlabeled.weak, unlabeled.valid, *rule)
+    predictions, entropy, confidence = of_method(judge_pixels, config)(logits, size, edges)
     probs_on_grid, certain = logits[:, :0], logits[:, :0].bool()
     if contrasted:
         probs_on_grid = logits.softmax(dim=1)
@@ -413,7 +409,7 @@ def judge(
         certain = tag_negative_mask(possible, on_grid(unlabeled.valid, grid), band, low_rank=low)
     soft = predictions.new_zeros(len(logits), 0, *size, dtype=logits.dtype)
     if method.soft_pseudo_labels:
-        soft = probs_of_pixels(logits, size, **given)
+        soft = probs_of_pixels(logits, size, edges)
     return MixedPixels(
         images=unlabeled.strong[0],
         predictions=predictions,
@@ -428,14 +424,23 @@ def judge(
     )
 
 
+class Edges(NamedTuple):
+    """Images whose edges probabilities are to follow, and how.
+
+    Attributes:
+        images: [B, 3, H, W].
+        valid: [B, H, W] bool, the pixels that have a say.
+        iterations, dilations: of :func:`~u2pl.refinement.refine_maps`.
+    """
+
+    images: Tensor
+    valid: Tensor
+    iterations: int
+    dilations: Sequence[int]
+
+
 def judge_pixels(
-    logits: Tensor,
-    size: tuple[int, int],
-    *,
-    images: Tensor | None = None,
-    valid: Tensor | None = None,
-    iterations: int = 0,
-    dilations: Sequence[int] = (),
+    logits: Tensor, size: tuple[int, int], edges: Edges | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Class, entropy (Eq. 5) and probability of the class at full size.
 
@@ -446,7 +451,7 @@ def judge_pixels(
     Args:
         logits: [B, C, h, w].
         size: (H, W).
-        images, valid, iterations, dilations: as for :func:`probs_of_pixels`.
+        edges: that probabilities follow; None leaves them as they are.
 
     Returns:
         Predictions [B, H, W] int64, entropy in nats and confidence, both [B, H, W].
@@ -455,14 +460,8 @@ def judge_pixels(
     at_once = max(1, _PIXELS_AT_ONCE // (size[0] * size[1]))
     for first in range(0, len(logits), at_once):
         some = slice(first, first + at_once)
-        probs = probs_of_pixels(
-            logits[some],
-            size,
-            images=None if images is None else images[some],
-            valid=None if valid is None else valid[some],
-            iterations=iterations,
-            dilations=dilations,
-        )
+        own = edges and edges._replace(images=edges.images[some], valid=edges.valid[some])
+        probs = probs_of_pixels(logits[some], size, own)
         confidence, prediction = probs.max(dim=1)  # on a CPU several times faster than argmax
         parts.append((prediction, partition.prediction_entropy(probs), confidence))
     predictions, entropy, confidence = (torch.cat(maps) for maps in zip(*parts, strict=True))
@@ -472,31 +471,18 @@ def judge_pixels(
 _PIXELS_AT_ONCE = 2**16
 
 
-def probs_of_pixels(
-    logits: Tensor,
-    size: tuple[int, int],
-    *,
-    images: Tensor | None = None,
-    valid: Tensor | None = None,
-    iterations: int = 0,
-    dilations: Sequence[int] = (),
-) -> Tensor:
-    """Probabilities at full size, which follow the images' edges where that is asked for.
+def probs_of_pixels(logits: Tensor, size: tuple[int, int], edges: Edges | None) -> Tensor:
+    """Probabilities [B, C, H, W] at full size, which follow the images' edges where there are any.
 
     Args:
         logits: [B, C, h, w].
         size: (H, W).
-        images: [B, 3, H, W], whose edges they are; needed where there are iterations.
-        valid: [B, H, W] bool, the pixels that have a say.
-        iterations, dilations: of :func:`~u2pl.refinement.refine_maps`.
-
-    Returns:
-        [B, C, H, W].
+        edges: of all the images, or None.
     """
     probs = upsample(logits, size).softmax(dim=1)
-    if iterations == 0:
+    if edges is None:
         return probs
-    assert images is not None, "whose edges they follow"
+    images, valid, iterations, dilations = edges
     return refine_maps(probs, images, dilations=dilations, iterations=iterations, valid=valid)
 
 
