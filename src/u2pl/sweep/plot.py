@@ -11,6 +11,7 @@ from typing import Any
 from u2pl.data.images import write_whole
 
 _FEWEST_SHARES = 2
+_BESIDE = 0.015  # of the distance between two shares
 
 
 def write_plot(table: dict[str, Any], path: Path) -> Path | None:
@@ -40,9 +41,10 @@ def write_plot(table: dict[str, Any], path: Path) -> Path | None:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
     shares = sorted({row["share"] for rows in lines.values() for row in rows}, key=_size)
-    for name, rows in lines.items():
+    for index, (name, rows) in enumerate(lines.items()):
         rows = sorted(rows, key=lambda row: _size(row["share"]))
-        places = [shares.index(row["share"]) for row in rows]
+        aside = _BESIDE * (index - (len(lines) - 1) / 2)  # or bars would hide one another
+        places = [shares.index(row["share"]) + aside for row in rows]
         means = [_first(row)["mean"] for row in rows]
         bars = [_first(row)["deviation"] or 0.0 for row in rows]
         label = name.replace("$", r"\$")  # no formula
