@@ -444,9 +444,9 @@ def judge_pixels(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Class, entropy (Eq. 5) and probability of the class at full size.
 
-    Image by image, where they are large, because the probabilities of all classes at all pixels of
-    a batch would be the largest thing that the method makes, and nobody needs more than one image's
-    at a time.
+    Image by image, because the probabilities of all classes at all pixels of a batch would be the
+    largest thing that the method makes, and nobody needs more than one image's at a time. To follow
+    edges takes many small steps, which small images share.
 
     Args:
         logits: [B, C, h, w].
@@ -457,7 +457,7 @@ def judge_pixels(
         Predictions [B, H, W] int64, entropy in nats and confidence, both [B, H, W].
     """
     parts = []
-    at_once = max(1, _PIXELS_AT_ONCE // (size[0] * size[1]))
+    at_once = 1 if edges is None else max(1, _PIXELS_AT_ONCE // (size[0] * size[1]))
     for first in range(0, len(logits), at_once):
         some = slice(first, first + at_once)
         own = edges and edges._replace(images=edges.images[some], valid=edges.valid[some])
