@@ -105,8 +105,7 @@ def pixel_affinity(
     """
     nearest = _distances_of_nearest(images)
     distances = torch.cat([nearest * dilation for dilation in dilations])
-    count: Tensor | int = len(distances)
-    heard = None
+    heard, count = None, images.new_full((), len(distances))
     if valid is not None:
         seen = _neighbors(valid.unsqueeze(1).to(images.dtype), dilations)
         heard = torch.cat(list(seen), dim=1)  # 1 or 0
@@ -114,11 +113,11 @@ def pixel_affinity(
     mean, variance = torch.zeros_like(images), torch.zeros_like(images)
     for index, neighbor in enumerate(_neighbors(images, dilations)):
         mean += neighbor if heard is None else neighbor * heard[:, index : index + 1]
-    mean /= _at_least_one(count)
+    mean /= count.clamp_min(1)
     for index, neighbor in enumerate(_neighbors(images, dilations)):
         squares = (neighbor - mean).square()
         variance += squares if heard is None else squares * heard[:, index : index + 1]
-    variance /= _at_least_one(count - 1)
+    variance /= (count - 1).clamp_min(1)
     width = bandwidth * (variance.sqrt() + _TINY)
     likeness = torch.stack(
         [
@@ -140,10 +139,6 @@ def _distances_of_nearest(like: Tensor) -> Tensor:
     each = torch.cat([torch.arange(4, device=like.device), torch.arange(5, 9, device=like.device)])
     dy, dx = each // 3 - 1, each % 3 - 1
     return (dy**2 + dx**2).to(like.dtype).sqrt()
-
-
-def _at_least_one(count: Tensor | int) -> Tensor | int:
-    return count.clamp_min(1) if isinstance(count, Tensor) else max(count, 1)
 
 
 def _neighbors(x: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:
