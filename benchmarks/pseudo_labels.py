@@ -23,13 +23,14 @@ from torch import Tensor
 
 import u2pl
 from u2pl.api import known_samples
+from u2pl.data.batch import cut_windows
 from u2pl.data.decoded import decoder
 from u2pl.data.sources import Sample, load_dataset
 from u2pl.data.transforms import draw_view, view_image, view_labels, wider_view
 from u2pl.engine.evaluate import class_iou
 from u2pl.engine.run_folder import RunFolder
-from u2pl.models import upsample
-from u2pl.refinement import refine_maps
+from u2pl.engine.targets import Edges, judge_pixels
+from u2pl.models.segmenter import STRIDE
 
 THIRDS = ("small", "middle", "large")
 
@@ -58,6 +59,7 @@ def measure(
     generator = torch.Generator().manual_seed(seed)
     read, num_classes = decoder(data, config.data), len(model.classes)
     low, high = config.data.scale
+    grid = (-(-config.data.crop[0] // STRIDE), -(-config.data.crop[1] // STRIDE))
     found: dict[tuple[str, int, int], Tensor] = defaultdict(
         lambda: torch.zeros(num_classes, num_classes, dtype=torch.int64)
     )
@@ -78,22 +80,17 @@ def measure(
             pixels, valid = view_image(image, view)
             weak = pixels.unsqueeze(0) / 255
             for context in contexts:
-                wide, (top, left) = wider_view(view, context)
+                wide, offsets = wider_view(view, context)
                 seen = view_image(image, wide)[0].unsqueeze(0) / 255
                 with torch.inference_mode():
                     logits = model.network(seen, with_features=False).logits.float()
-                probs = upsample(logits, (seen.shape[-2], seen.shape[-1])).softmax(dim=1)
-                probs = probs[..., top : top + view.crop[0], left : left + view.crop[1]]
+                logits = cut_windows(logits, torch.tensor([offsets]) // STRIDE, grid)
                 for rounds in refine:
-                    refined = refine_maps(
-                        probs,
-                        weak,
-                        dilations=config.method.refine_dilations,
-                        iterations=rounds,
-                        valid=valid.unsqueeze(0),
-                    )
+                    rule = rounds, config.method.refine_dilations
+                    edges = Edges(weak, valid.unsqueeze(0), *rule)
+                    predictions, _, _ = judge_pixels(logits, view.crop, edges)
                     known = valid & (labels != data.ignore_index)
-                    pairs = labels[known] * num_classes + refined.argmax(dim=1)[0][known]
+                    pairs = labels[known] * num_classes + predictions[0][known]
                     counts = torch.bincount(pairs, minlength=num_classes**2)
                     found[THIRDS[third], context, rounds] += counts.view(num_classes, num_classes)
     return found
