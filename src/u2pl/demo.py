@@ -149,7 +149,8 @@ def run_demo(
         seed: of the streets and of the trainings.
         overrides: settings by dotted key, for all trainings.
         overwrite: remove an earlier demo's streets and runs first, and nothing else.
-        workers: trainings at a time; None takes one on a GPU and otherwise one a core.
+        workers: trainings at a time, and processes that paint; None takes one a core, and on a GPU
+            one training.
         on_start: called with ``streets`` and then with ``training``.
         on_progress: called with a method's name and each row of its training metrics.
         on_seeds: called on the way from tags to seeds; see :func:`u2pl.weak.make_seeds`.
@@ -175,7 +176,7 @@ def run_demo(
     demo = DEMOS[setting]
     jobs = plan_jobs(demo, out, seed=seed, overrides=overrides or {})
     on_start("streets")
-    paint(demo, out, seed=seed, overwrite=overwrite)
+    paint(demo, out, seed=seed, overwrite=overwrite, workers=workers or os.cpu_count() or 1)
     on_start("training")
     listener = Listener(on_progress, on_seeds)
     results: dict[str, dict[str, Any]] = {}
@@ -361,8 +362,8 @@ def _run_in_worker(name: str, job: Job, events: Any) -> dict[str, Any]:
         return {"error": str(error), "exit_code": error.exit_code}
 
 
-def paint(demo: Demo, out: Path, *, seed: int, overwrite: bool) -> None:
-    """Paint a demo's streets; see :func:`run_demo`.
+def paint(demo: Demo, out: Path, *, seed: int, overwrite: bool, workers: int = 1) -> None:
+    """Paint a demo's streets, in as many processes; see :func:`run_demo`.
 
     Where they have tags there is a second ``true.yaml`` beside their ``dataset.yaml``, in which
     all streets have their masks.
@@ -389,6 +390,7 @@ def paint(demo: Demo, out: Path, *, seed: int, overwrite: bool) -> None:
         # elsewhere tags come from the true masks, and would be labels in disguise
         with_tags=demo.tagged,
         keep_hidden_masks=True,
+        workers=workers,
     )
     if demo.tagged:
         tree = yaml.safe_load(path.read_text())

@@ -126,6 +126,13 @@ class TestWriteStreets:
         write(tmp_path, num_test=1, keep_hidden_masks=True)
         assert files(tmp_path) == files(streets)
 
+    def test_several_painters_write_the_same_bytes(self, streets: Path, tmp_path: Path) -> None:
+        write(tmp_path / "any", num_test=1, keep_hidden_masks=True, workers=2)
+        assert files(tmp_path / "any") == files(streets)
+        for name, workers in (("one", 1), ("two", 2)):
+            write(tmp_path / name, zoom=(1.0, 2.0), choose_from=2, workers=workers)
+        assert files(tmp_path / "one") == files(tmp_path / "two")
+
     def test_first_scenes_stay_whatever_the_numbers_are(
         self, streets: Path, tmp_path: Path
     ) -> None:
@@ -227,6 +234,7 @@ class TestWriteStreets:
             ({"zoom": (0.5, 2.0)}, "Expected a zoom of 1 <= low <= high, got (0.5, 2.0)"),
             ({"zoom": (3.0, 2.0)}, "Expected a zoom of 1 <= low <= high, got (3.0, 2.0)"),
             ({"choose_from": 0}, "Expected choose_from of 1 or more, got 0"),
+            ({"workers": 0}, "Expected workers of 1 or more, got 0"),
         ],
     )
     def test_bad_requests_are_the_users_errors_and_write_nothing(

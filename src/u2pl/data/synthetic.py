@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +23,9 @@ __all__ = ["CLASSES", "COLORS", "IGNORE_INDEX", "STYLES", "Style", "paint_scene"
 
 _Bytes = npt.NDArray[np.uint8]
 _SECTIONS = ("labeled", "unlabeled", "val", "test")
+
+_Map = Callable[[Callable[[int], tuple[str, str]], range], Iterator[tuple[str, str]]]
+"""As :func:`map`."""
 
 
 def write_streets(
@@ -37,6 +44,7 @@ def write_streets(
     seed: int = 0,
     with_tags: bool = True,
     keep_hidden_masks: bool = False,
+    workers: int = 1,
 ) -> Path:
     """Paint a data set of streets and write it with its ``dataset.yaml``.
 
@@ -65,13 +73,15 @@ def write_streets(
         with_tags: write ``tags.csv``: which classes each unlabelled image shows.
         keep_hidden_masks: write the unlabelled images' masks to ``unlabeled/hidden_masks``, which
             ``dataset.yaml`` does not name, to measure pseudo-labels against.
+        workers: processes that paint; the pictures are the same with any number of them. With
+            several the caller's main module must be importable, as for ``multiprocessing``.
 
     Returns:
         The path of ``dataset.yaml``.
 
     Raises:
         UserError: for an unknown style, a negative number, a size below 32, a zoom out of range,
-            a choice from nothing or a folder in use.
+            a choice from nothing, no process or a folder in use.
     """
     counts = dict(zip(_SECTIONS, (num_labeled, num_unlabeled, num_val, num_test), strict=True))
     val_style = style if val_style is None else val_style
@@ -83,47 +93,74 @@ def write_streets(
         raise UserError(f"Expected a zoom of 1 <= low <= high, got {zoom}; choose another range.")
     if choose_from < 1:
         raise UserError(f"Expected choose_from of 1 or more, got {choose_from}; choose another.")
+    if workers < 1:
+        raise UserError(f"Expected workers of 1 or more, got {workers}; choose another number.")
     folder = Path(folder)
     _make_empty(folder)
-    tags = [
-        tag
-        for section in _SECTIONS
-        for tag in _write_section(
-            folder / section,
-            counts[section],
-            partial(_take_picture, size=size, style=styles[section], zoom=zoom),
-            seed,
-            keep_hidden_masks,
-            choose_from if section == "labeled" else 1,
-        )
-    ]
+    tags: list[tuple[str, str]] = []
+    with _painters(workers) as each:
+        for section in _SECTIONS:
+            take_picture = partial(_take_picture, size=size, style=styles[section], zoom=zoom)
+            numbers = range(counts[section])
+            if section == "labeled" and choose_from > 1:
+                _write_chosen(folder / section, numbers, take_picture, seed, choose_from)
+                continue
+            paint = partial(_write_scene, folder / section, take_picture, seed, keep_hidden_masks)
+            found = list(each(paint, numbers))
+            tags += found if section == "unlabeled" else []
     sections = [section for section in _SECTIONS if counts[section]]
     return _write_yaml(folder, sections, tags if with_tags else [])
 
 
-def _write_section(
-    folder: Path,
-    num_scenes: int,
+@contextmanager
+def _painters(workers: int) -> Iterator[_Map]:
+    """A :func:`map` over scenes, in as many processes."""
+    if workers == 1:
+        yield map
+        return
+    deaf = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to hear, once
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, signal.signal, deaf) as pool:
+        yield partial(pool.map, chunksize=8)
+
+
+def _scene_chance(section: Path, index: int, seed: int) -> np.random.SeedSequence:
+    return np.random.SeedSequence(seed, spawn_key=(_SECTIONS.index(section.name), index))
+
+
+def _write_scene(
+    section: Path,
     take_picture: Callable[[np.random.Generator], tuple[_Bytes, _Bytes]],
     seed: int,
     keep_hidden_masks: bool,
+    index: int,
+) -> tuple[str, str]:
+    """Paint a scene of a section; return the image's name and its tags."""
+    image, mask = take_picture(np.random.default_rng(_scene_chance(section, index, seed)))
+    name = _scene_name(section, index)
+    _save(section, name, image, mask if section.name != "unlabeled" or keep_hidden_masks else None)
+    return name, ";".join(CLASSES[i] for i in np.unique(mask))
+
+
+def _write_chosen(
+    section: Path,
+    numbers: range,
+    take_picture: Callable[[np.random.Generator], tuple[_Bytes, _Bytes]],
+    seed: int,
     choose_from: int,
-) -> list[tuple[str, str]]:
-    """Paint a section; return, where it is the unlabelled one, each image's name and its tags."""
-    unlabeled = folder.name == "unlabeled"
-    tags = []
+) -> None:
+    """Paint a section of labelled scenes, each the best of several; one after the other."""
     shown = np.zeros(len(CLASSES), np.int64)  # pixels so far
-    for index in range(num_scenes):
-        chance = np.random.SeedSequence(seed, spawn_key=(_SECTIONS.index(folder.name), index))
-        chances = [chance] if choose_from == 1 else chance.spawn(choose_from)
+    for index in numbers:
+        chances = _scene_chance(section, index, seed).spawn(choose_from)
         pictures = [take_picture(np.random.default_rng(chance)) for chance in chances]
         image, mask = _choose_picture(pictures, shown)
         shown += _class_pixels(mask)
-        name = f"{folder.name}-{index:04d}"
-        _save(folder, name, image, mask if not unlabeled or keep_hidden_masks else None)
-        if unlabeled:
-            tags.append((name, ";".join(CLASSES[i] for i in np.unique(mask))))
-    return tags
+        _save(section, _scene_name(section, index), image, mask)
+
+
+def _scene_name(section: Path, index: int) -> str:
+    return f"{section.name}-{index:04d}"
 
 
 def _choose_picture(
