@@ -20,6 +20,7 @@ import yaml
 
 from u2pl.api import make_config, make_report, train
 from u2pl.config import Config
+from u2pl.data.class_counts import num_threads
 from u2pl.data.sources import load_dataset
 from u2pl.data.synthetic import write_streets
 from u2pl.engine.checkpoint import write_json
@@ -149,8 +150,8 @@ def run_demo(
         seed: of the streets and of the trainings.
         overrides: settings by dotted key, for all trainings.
         overwrite: remove an earlier demo's streets and runs first, and nothing else.
-        workers: trainings at a time, and processes that paint; None takes one a core, and on a GPU
-            one training.
+        workers: trainings at a time, and processes that paint; None takes one a core, of painters
+            at most 8, and on a GPU one training.
         on_start: called with ``streets`` and then with ``training``.
         on_progress: called with a method's name and each row of its training metrics.
         on_seeds: called on the way from tags to seeds; see :func:`u2pl.weak.make_seeds`.
@@ -176,7 +177,7 @@ def run_demo(
     demo = DEMOS[setting]
     jobs = plan_jobs(demo, out, seed=seed, overrides=overrides or {})
     on_start("streets")
-    paint(demo, out, seed=seed, overwrite=overwrite, workers=workers or os.cpu_count() or 1)
+    paint(demo, out, seed=seed, overwrite=overwrite, workers=num_threads(workers))
     on_start("training")
     listener = Listener(on_progress, on_seeds)
     results: dict[str, dict[str, Any]] = {}
