@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from u2pl.signals import STOP_SIGNALS, noticing_signals
+from u2pl.signals import STOP_SIGNALS, ignore_signals, noticing_signals
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
@@ -45,3 +45,15 @@ def test_outside_the_main_thread_no_signal_is_taken() -> None:
     thread.join()
     assert answers == [False]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ignored_signals_do_not_end_the_process() -> None:
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        ignore_signals()
+        for number in STOP_SIGNALS:
+            signal.raise_signal(number)  # SIGTERM and SIGUSR1 would end the tests
+        assert {signal.getsignal(number) for number in STOP_SIGNALS} == {signal.SIG_IGN}
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

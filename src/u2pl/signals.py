@@ -18,6 +18,16 @@ on Windows.
 """
 
 
+def ignore_signals() -> None:
+    """Let no stop signal end this process, which another one stops.
+
+    Raises:
+        ValueError: outside the main thread.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
 def noticing_signals() -> Iterator[Callable[[], bool]]:
     """Turn the first SIGINT, SIGTERM or SIGUSR1 into a flag; a second one acts as usual.

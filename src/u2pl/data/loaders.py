@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-import signal
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -39,7 +38,7 @@ from u2pl.data.transforms import (
 )
 from u2pl.data.unpack import label_dtype, unpack, unpack_unlabeled
 from u2pl.errors import UserError
-from u2pl.signals import STOP_SIGNALS
+from u2pl.signals import ignore_signals
 
 _CROP_TRIES = 10  # crops looked at for one that holds the drawn class, as in DAFormer's code
 _ERROR = "error"  # the key under which a worker hands a user's mistake to the main process
@@ -458,8 +457,7 @@ def default_workers() -> int:
 def _ignore_signals(worker: int) -> None:
     # Ctrl-C and a scheduler's signals reach the whole process group. The main process then ends
     # its step and saves, which a dying worker would interrupt; it stops its workers itself.
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    ignore_signals()
 
 
 class EvaluationBatch(NamedTuple):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from u2pl.engine.loop import Progress
-from u2pl.signals import STOP_SIGNALS, noticing_signals
+from u2pl.signals import STOP_SIGNALS, ignore_signals, noticing_signals
 from u2pl.sweep.cells import Cell
 from u2pl.sweep.schedule import POLL_SECONDS, Schedule
 from u2pl.sweep.train import Listener, Outcome, run_cell
@@ -257,8 +257,7 @@ def _started_with(device: str | None) -> Iterator[None]:
         if device is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = device
         with suppress(ValueError):  # not the main thread
-            for number in STOP_SIGNALS:
-                signal.signal(number, signal.SIG_IGN)
+            ignore_signals()
         yield
     finally:
         with suppress(ValueError):
@@ -274,8 +273,7 @@ def _work(connection: Connection[Any, Any], threads: int) -> None:
     """What a worker does: cells, until it is told to end or its sweep is gone."""
     # A signal may come several times, from the terminal, a scheduler and the sweep. A training
     # notices the first; any other must not end the process while it saves.
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    ignore_signals()
     torch.set_num_threads(threads)
     is_told = False
 
