@@ -71,7 +71,7 @@ def demo_weak() -> Config:
             "method.initial_unreliable_fraction": 0.2,
             # a net from scratch draws blobs where images have edges
             "method.refine_iterations": 5,
-            # reverse cross-entropy puts off rare classes, and the training is short
+            # rare classes learn sooner without reverse cross-entropy, and the training is short
             "method.symmetric_weight": 0.0,
             "method.unsupervised_ramp_steps": 200,
             "optimizer.lr": 3e-3,
