@@ -6,11 +6,13 @@ import json
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import distributed
 
 from factories import write_dataset
 from processes import SETTINGS, Processes, finish, start
@@ -212,6 +214,47 @@ def test_shared_norms_keep_the_parameters_that_the_optimiser_knows() -> None:
     assert all(shared.state_dict()[key].data_ptr() == t.data_ptr() for key, t in before.items())
     kinds = {type(m).__name__ for m in network.modules() if "Norm" in type(m).__name__}
     assert kinds == {"SharedBatchNorm"}
+
+
+@pytest.fixture
+def group_of_one() -> Iterator[None]:
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+def timm_network() -> Segmenter:
+    """Of the layers that MobileNets and EfficientNets are made of: BatchNorm and SiLU in one."""
+    changes = {"encoder": "test_efficientnet", "decoder": "fpn", "output_stride": 32}
+    settings = tiny_config().model.model_copy(update={**changes, "decoder_channels": 32})
+    torch.manual_seed(0)
+    return Segmenter(settings, 3)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_shared_norms_keep_the_activation_inside_timms_layers(device: str) -> None:
+    network, images = timm_network().eval(), torch.rand(2, 3, 64, 64)
+    expected = network(images)
+    # converted for either device, a network at rest runs here
+    shared = share_statistics(network, World(0, 2), torch.device(device)).eval()
+    kinds = {type(m).__name__ for m in shared.modules() if "BatchNorm" in type(m).__name__}
+    sync, share = {"SyncBatchNorm", "SyncBatchNormAct"}, {"SharedBatchNorm", "SharedBatchNormAct"}
+    assert kinds == (sync if device == "cuda" else share)
+    torch.testing.assert_close(shared(images), expected)
+
+
+@pytest.mark.usefixtures("group_of_one")
+def test_shared_norms_train_as_timms_layers_do() -> None:
+    images = torch.rand(2, 3, 64, 64)
+    logits, statistics = [], []
+    for world in (ALONE, World(0, 2)):
+        network = share_statistics(timm_network(), world, torch.device("cpu")).train()
+        torch.manual_seed(1)  # of the dropout
+        logits.append(network(images).logits)
+        logits[-1].square().mean().backward()
+        statistics.append(dict(network.named_buffers()))
+    torch.testing.assert_close(logits[1], logits[0])
+    torch.testing.assert_close(statistics[1], statistics[0])
 
 
 @pytest.mark.parametrize(
