@@ -64,6 +64,9 @@ class ModelSettings(Settings):
     """Load timm's ImageNet weights (from its hub, or from ``weights``)."""
     weights: Path | None = None
     """A local .safetensors or .pth file with timm's key names; used instead of the hub."""
+    frozen_norm: bool = False
+    """The encoder's BatchNorm normalises by the averages it came with, in training too, and keeps
+    them: for a batch of a few images, whose own statistics are noise. Its weights are trained."""
     decoder_channels: int = Field(256, ge=8)
     head_channels: int = Field(256, ge=8)
     feature_size: int = Field(256, ge=2)
@@ -78,6 +81,11 @@ class ModelSettings(Settings):
     def _check(self) -> ModelSettings:
         if self.weights is not None and not self.pretrained:
             raise ValueError("weights is given, but pretrained is false; leave one of them out")
+        if self.frozen_norm and (not self.pretrained or self.encoder == "small"):
+            raise ValueError(
+                "frozen_norm keeps the averages that pretrained weights come with, and here is no "
+                "pretrained encoder; leave frozen_norm out"
+            )
         return self
 
 

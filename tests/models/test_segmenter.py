@@ -144,6 +144,34 @@ def test_dropout_stands_before_f_alone() -> None:
     assert [m.p for m in model.representation_head if isinstance(m, nn.Dropout2d)] == [0.0]
 
 
+def test_frozen_norm_keeps_the_encoders_statistics_and_trains_its_weights() -> None:
+    frozen = settings(**KINDS["fpn"], pretrained=True, frozen_norm=True)
+    model = Segmenter(frozen, 3, load_pretrained=False)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    for _ in range(2):  # as it is made, and back from an evaluation
+        model(torch.rand(2, 3, 64, 64)).logits.square().mean().backward()
+        model.eval().train()
+    moved = {name for name, buffer in model.named_buffers() if not buffer.equal(before[name])}
+    assert not [name for name in moved if name.startswith("encoder.")]
+    assert [name for name in moved if name.startswith("segmentation_head.")]
+    norms = [m for m in model.encoder.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms
+    assert all(norm.weight.grad is not None and norm.weight.grad.any() for norm in norms)
+
+
+def test_encoders_statistics_move_unless_they_are_frozen() -> None:
+    model = Segmenter(settings(**KINDS["fpn"]), 3)
+    before = {name: buffer.clone() for name, buffer in model.encoder.named_buffers()}
+    model(torch.rand(2, 3, 64, 64))
+    assert all(not model.encoder.get_buffer(name).equal(old) for name, old in before.items())
+
+
+@pytest.mark.parametrize("changes", [{"pretrained": False}, {"encoder": "small"}])
+def test_no_averages_are_frozen_that_nobody_learnt(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="no pretrained encoder"):
+        ModelSettings(frozen_norm=True, **changes)
+
+
 def test_heads_have_two_blocks_and_a_1x1_convolution() -> None:
     module = head(6, 4, 9)
     convolutions = [m for m in module.modules() if isinstance(m, nn.Conv2d)]

@@ -13,7 +13,7 @@ from PIL import Image
 
 from factories import write_dataset
 from tiny import tiny_config
-from u2pl.config import Config
+from u2pl.config import Config, ModelSettings
 from u2pl.data.sources import Dataset, Sample, load_dataset
 from u2pl.engine.loop import Interrupted
 from u2pl.engine.run_folder import RunFolder
@@ -151,6 +151,14 @@ def test_timm_encoders_serve_too(name: str) -> None:
     images = torch.rand(1, 3, 64, 70)
     logits, maps = model(images)
     assert (logits.shape, maps.shape) == ((1, 4), (1, 4, 4, 5))
+
+
+def test_frozen_norm_keeps_the_encoders_statistics() -> None:
+    settings = ModelSettings(encoder="test_efficientnet", frozen_norm=True)
+    model = TagClassifier(settings, 4, output_stride=16, load_pretrained=False)
+    before = {name: buffer.clone() for name, buffer in model.encoder.named_buffers()}
+    model.eval().train()(torch.rand(2, 3, 64, 64))
+    assert all(model.encoder.get_buffer(name).equal(old) for name, old in before.items())
 
 
 def test_normalisation_is_that_of_the_encoder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from segmentation_models_pytorch.encoders.timm_universal import TimmUniversalEncoder
 from segmentation_models_pytorch.encoders.timm_vit import TimmViTEncoder
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from u2pl.config import ModelSettings
 from u2pl.errors import UserError, nearest_name
@@ -80,6 +81,14 @@ def build_encoder(
         raise UserError(
             f"The timm model '{name}' does not work as an encoder here ({decoder}): {error}"
         ) from None
+
+
+def keep_statistics(encoder: nn.Module) -> None:
+    """Let BatchNorm normalise by its running averages and not move them, until ``train`` is next
+    called; its weights are trained all the same."""
+    for module in encoder.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
 
 
 class ViTEncoder(TimmViTEncoder):  # type: ignore[misc]

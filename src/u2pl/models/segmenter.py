@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from u2pl.config import ModelSettings
 from u2pl.errors import UserError
 from u2pl.models.dpt import DPT
-from u2pl.models.encoders import build_encoder, normalization, patch_size
+from u2pl.models.encoders import build_encoder, keep_statistics, normalization, patch_size
 from u2pl.models.small import conv_block
 
 STRIDE = 4
@@ -62,6 +62,7 @@ class Segmenter(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.frozen_norm = settings.frozen_norm
         self.encoder = build_encoder(
             settings.encoder,
             output_stride=settings.output_stride,
@@ -83,6 +84,14 @@ class Segmenter(nn.Module):
         mean, std = normalization(settings.encoder)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        self.train()
+
+    def train(self, mode: bool = True) -> Segmenter:
+        """As of any module, but with ``frozen_norm`` the encoder's BatchNorm stays at rest."""
+        super().train(mode)
+        if self.frozen_norm:
+            keep_statistics(self.encoder)
+        return self
 
     def forward(
         self,

@@ -28,7 +28,7 @@ from u2pl.engine.loop import Interrupted, choose_precision
 from u2pl.engine.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
 from u2pl.engine.run_folder import RunFolder
 from u2pl.errors import UserError
-from u2pl.models.encoders import build_encoder, normalization, patch_size
+from u2pl.models.encoders import build_encoder, keep_statistics, normalization, patch_size
 
 NAME = "classifier"
 """Of the checkpoint and of the weights in the run folder."""
@@ -88,6 +88,7 @@ class TagClassifier(nn.Module):
     ) -> None:
         super().__init__()
         self.sharpness = sharpness
+        self.frozen_norm = settings.frozen_norm
         is_vit = settings.decoder == "dpt"
         load_pretrained = load_pretrained and settings.pretrained
         self.encoder = build_encoder(
@@ -105,6 +106,14 @@ class TagClassifier(nn.Module):
         self.register_buffer("prior", torch.zeros(num_classes), persistent=False)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        self.train()
+
+    def train(self, mode: bool = True) -> TagClassifier:
+        """As of any module, but with ``frozen_norm`` the encoder's BatchNorm stays at rest."""
+        super().train(mode)
+        if self.frozen_norm:
+            keep_statistics(self.encoder)
+        return self
 
     def forward(self, images: Tensor, valid: Tensor | None = None) -> TagOutput:
         """Logits and maps of images [B, 3, H, W], RGB in [0, 1].
