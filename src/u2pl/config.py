@@ -84,7 +84,7 @@ class ModelSettings(Settings):
         if self.frozen_norm and (not self.pretrained or self.encoder == "small"):
             raise ValueError(
                 "frozen_norm keeps the averages that pretrained weights come with, and here is no "
-                "pretrained encoder; leave frozen_norm out"
+                "pretrained encoder; set frozen_norm=false"
             )
         return self
 

@@ -46,6 +46,16 @@ def test_bench_compares_a_runs_loader_with_its_step(run: Path) -> None:
     assert "| decode images |" in text
 
 
+def test_run_of_a_pretrained_network_needs_no_weights_to_be_timed(run: Path) -> None:
+    kind = {"encoder": "test_efficientnet", "weights": "/gone.safetensors", "frozen_norm": True}
+    changes = {f"model__{key}": value for key, value in kind.items()}
+    save_config(tiny_config(model__pretrained=True, **changes), run / "config.yaml")
+    with sources(run, CPU, {"data.num_workers": 1}) as (source,):
+        model = source.config.model
+    assert (model.pretrained, model.weights, model.frozen_norm) == (False, None, False)
+    assert (model.encoder, source.config.data.num_workers) == ("test_efficientnet", 1)
+
+
 def test_painted_images_come_as_jpeg_and_as_png(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inputs, "PAINTED_SIZE", (48, 64))
     with sources(None, CPU, {}) as found:

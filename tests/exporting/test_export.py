@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import u2pl
 from factories import write_dataset
@@ -22,6 +23,7 @@ from u2pl.exporting import EQUAL_PIXELS
 from u2pl.exporting.formats import trace
 from u2pl.exporting.graph import ExportGraph
 from u2pl.exporting.verify import compare
+from u2pl.models.encoders import timm
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:::torch", "ignore:::copyreg", "ignore:::onnxscript", "ignore:::onnx_ir"
@@ -153,6 +155,32 @@ def test_exported_description_names_no_path_of_this_machine(run: Path, tmp_path:
     u2pl.export(copy, format="safetensors", out=tmp_path / "out")
     assert "/home/me" not in (tmp_path / "out/model.json").read_text()
     assert b"/home/me" not in (tmp_path / "out/model.safetensors").read_bytes()
+
+
+def test_network_with_frozen_norms_keeps_its_encoders_averages_and_is_exported(
+    tmp_path: Path,
+) -> None:
+    kind = {"encoder": "test_efficientnet", "decoder": "fpn", "output_stride": 32}
+    changes = {**kind, "decoder_channels": 32, "pretrained": True, "frozen_norm": True}
+    torch.manual_seed(0)
+    encoder = timm.create_model("test_efficientnet", pretrained=False)
+    encoder.train()(torch.rand(8, 3, 64, 64))  # averages that are neither 0 nor 1
+    save_file(encoder.state_dict(), tmp_path / "encoder.safetensors")
+    changes["weights"] = tmp_path / "encoder.safetensors"
+    overrides = tiny_overrides(train__steps=4, **{f"model__{k}": v for k, v in changes.items()})
+    run = tmp_path / "run"
+    u2pl.train(write_dataset(tmp_path / "data"), recipe="demo", out=run, overrides=overrides)
+    for name in ("ema", "student"):
+        ours = load_file(run / f"weights/{name}.safetensors")
+        averages = [key for key in ours if key.startswith("encoder.") and "running" in key]
+        assert averages
+        for key in averages:
+            theirs = encoder.state_dict()[key.removeprefix("encoder.model.")]
+            torch.testing.assert_close(ours[key], theirs, rtol=1e-6, atol=1e-6)
+    u2pl.export(run, format="safetensors", out=tmp_path / "out")
+    image = photo(40, 40)
+    found, expected = u2pl.load(tmp_path / "out").predict(image), u2pl.load(run).predict(image)
+    assert np.array_equal(found.mask, expected.mask)
 
 
 # the Hub

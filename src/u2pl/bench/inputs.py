@@ -77,8 +77,8 @@ def sources(
         folder = RunFolder(run)
         if not folder.config.is_file():
             raise UserError(f"{run} holds no run: expected {folder.config}.")
-        config = folder.read_config().with_overrides({"model.pretrained": False, **overrides})
-        config = config.with_overrides({"model.weights": None})
+        random = {"model.pretrained": False, "model.weights": None, "model.frozen_norm": False}
+        config = folder.read_config().with_overrides({**overrides, **random})
         yield [Source("run", load_dataset(folder.dataset), config)]
         return
     config = steps.step_config(device).with_overrides(dict(overrides))

@@ -165,7 +165,8 @@ def _weights(
 ) -> list[Path]:
     """Write the weights and what ``u2pl.load`` needs beside them."""
     # the network's own weights are all here: nothing is to be loaded first, least of all by a path
-    plain = settings.model_dump(mode="json") | {"pretrained": False, "weights": None}
+    alone = {"pretrained": False, "weights": None, "frozen_norm": False}
+    plain = settings.model_dump(mode="json") | alone
     card = {"model": plain, **asdict(model.card)}
     return [
         write_below(out, "model.safetensors", safetensors_bytes(model, about)),
