@@ -33,6 +33,7 @@ def shrunk(config: Config) -> Config:
     side = 3 * 14 if is_vit else 2 * config.model.output_stride
     changes: dict[str, Any] = {
         "model.pretrained": False,
+        "model.frozen_norm": False,  # of random weights there are no averages to keep
         "data.crop": [side, side],
         "data.batch_labeled": 2,
         "data.batch_unlabeled": 2,
