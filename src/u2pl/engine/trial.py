@@ -59,16 +59,9 @@ def try_steps(config: Config, dataset: Dataset, *, num_steps: int = 3) -> Trial:
     Raises:
         torch.OutOfMemoryError: where the GPU's memory does not hold a step.
     """
-    random = {"pretrained": False, "weights": None, "frozen_norm": False}
-    model = config.model.model_copy(update=random)
-    data = config.data.model_copy(update={"num_workers": 0})
-    recorded = torch.cuda.is_available() and config.train.cuda_graph
-    uncounted = WARM_UP + 1 if recorded else 1
-    supervised = semi = num_steps + uncounted
-    train = config.train.model_copy(
-        update={"steps": supervised + semi, "supervised_steps": supervised}
-    )
-    config = config.model_copy(update={"model": model, "data": data, "train": train})
+    uncounted = WARM_UP + 1 if torch.cuda.is_available() and config.train.cuda_graph else 1
+    supervised = num_steps + uncounted
+    config = _as_a_trial(config, supervised)
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     fabric = Fabric(accelerator=accelerator, devices=1, precision=choose_precision(config))
     if accelerator == "cuda":
@@ -85,9 +78,9 @@ def try_steps(config: Config, dataset: Dataset, *, num_steps: int = 3) -> Trial:
     batches = training_batches(
         dataset,
         config.data,
-        seed=train.seed,
+        seed=config.train.seed,
         start_step=0,
-        stop_step=train.steps,
+        stop_step=config.train.steps,
         with_unlabeled=uses_unlabeled(config, dataset),
         labeled_strong=config.method.mixing == "classmix_labeled",
         num_strong=config.method.strong_views,
@@ -95,7 +88,7 @@ def try_steps(config: Config, dataset: Dataset, *, num_steps: int = 3) -> Trial:
     )
     gradients, seconds = gradients_of(config, fabric, state), []
     with closing(batches):
-        for _ in range(train.steps):
+        for _ in range(config.train.steps):
             started = time.perf_counter()
             batch = next(batches)
             training_step(fabric, state, batch, config, gradients=gradients)
@@ -107,6 +100,17 @@ def try_steps(config: Config, dataset: Dataset, *, num_steps: int = 3) -> Trial:
         seconds_semi=statistics.median(seconds[supervised + uncounted :]),
         memory=_peak_memory(fabric.device),
     )
+
+
+def _as_a_trial(config: Config, supervised: int) -> Config:
+    """With so many steps of each kind, of a network with random weights."""
+    # which are without averages that could stay as they are
+    random = {"pretrained": False, "weights": None, "frozen_norm": False}
+    model = config.model.model_copy(update=random)
+    data = config.data.model_copy(update={"num_workers": 0})
+    steps = {"steps": 2 * supervised, "supervised_steps": supervised}
+    train = config.train.model_copy(update=steps)
+    return config.model_copy(update={"model": model, "data": data, "train": train})
 
 
 def _peak_memory(device: torch.device) -> int:
