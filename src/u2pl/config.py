@@ -88,6 +88,14 @@ class ModelSettings(Settings):
             )
         return self
 
+    def without_pretrained(self) -> ModelSettings:
+        """The same network with nothing to load, and so without averages that could be kept.
+
+        >>> ModelSettings(frozen_norm=True).without_pretrained().frozen_norm
+        False
+        """
+        return self.model_copy(update={"pretrained": False, "weights": None, "frozen_norm": False})
+
 
 class DataSettings(Settings):
     """From files to batches. All geometry is shared by image, mask and both views."""

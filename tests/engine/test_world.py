@@ -246,15 +246,18 @@ def test_shared_norms_keep_the_activation_inside_timms_layers(device: str) -> No
 @pytest.mark.usefixtures("group_of_one")
 def test_shared_norms_train_as_timms_layers_do() -> None:
     images = torch.rand(2, 3, 64, 64)
-    logits, statistics = [], []
+    logits, statistics, gradients = [], [], []
     for world in (ALONE, World(0, 2)):
         network = share_statistics(timm_network(), world, torch.device("cpu")).train()
         torch.manual_seed(1)  # of the dropout
         logits.append(network(images).logits)
         logits[-1].square().mean().backward()
         statistics.append(dict(network.named_buffers()))
+        encoder = network.get_submodule("encoder")
+        gradients.append({name: p.grad for name, p in encoder.named_parameters()})
     torch.testing.assert_close(logits[1], logits[0])
     torch.testing.assert_close(statistics[1], statistics[0])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

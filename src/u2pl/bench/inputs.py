@@ -77,8 +77,9 @@ def sources(
         folder = RunFolder(run)
         if not folder.config.is_file():
             raise UserError(f"{run} holds no run: expected {folder.config}.")
-        random = {"model.pretrained": False, "model.weights": None, "model.frozen_norm": False}
-        config = folder.read_config().with_overrides({**overrides, **random})
+        config = folder.read_config()
+        config = config.model_copy(update={"model": config.model.without_pretrained()})
+        config = config.with_overrides(dict(overrides))
         yield [Source("run", load_dataset(folder.dataset), config)]
         return
     config = steps.step_config(device).with_overrides(dict(overrides))

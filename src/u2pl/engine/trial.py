@@ -104,13 +104,12 @@ def try_steps(config: Config, dataset: Dataset, *, num_steps: int = 3) -> Trial:
 
 def _as_a_trial(config: Config, supervised: int) -> Config:
     """With so many steps of each kind, of a network with random weights."""
-    # which are without averages that could stay as they are
-    random = {"pretrained": False, "weights": None, "frozen_norm": False}
-    model = config.model.model_copy(update=random)
     data = config.data.model_copy(update={"num_workers": 0})
     steps = {"steps": 2 * supervised, "supervised_steps": supervised}
     train = config.train.model_copy(update=steps)
-    return config.model_copy(update={"model": model, "data": data, "train": train})
+    return config.model_copy(
+        update={"model": config.model.without_pretrained(), "data": data, "train": train}
+    )
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -165,9 +165,7 @@ def _weights(
 ) -> list[Path]:
     """Write the weights and what ``u2pl.load`` needs beside them."""
     # the network's own weights are all here: nothing is to be loaded first, least of all by a path
-    alone = {"pretrained": False, "weights": None, "frozen_norm": False}
-    plain = settings.model_dump(mode="json") | alone
-    card = {"model": plain, **asdict(model.card)}
+    card = {"model": settings.without_pretrained().model_dump(mode="json"), **asdict(model.card)}
     return [
         write_below(out, "model.safetensors", safetensors_bytes(model, about)),
         write_below(out, "model.json", _json(card)),

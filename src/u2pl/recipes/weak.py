@@ -38,7 +38,7 @@ def msrc21_small() -> Config:
             "recipe": "msrc21-small",
             "setting": "weak",
             "model.encoder": "tf_efficientnet_lite0",
-            # eight photographs show ten or so of 21 classes: statistics of noise
+            # a photograph shows two or three of 21 classes: the statistics of eight are noise
             "model.frozen_norm": True,
             "data.resize": 160,
             "data.crop": (128, 128),
