@@ -294,6 +294,8 @@ class TrainSettings(Settings):
     ohem_min_kept: int = Field(100_000, ge=1)
     eval_every: int = Field(1000, ge=1)
     """Steps between evaluations on val; the last step is always evaluated."""
+    eval_student: bool = False
+    """Score the student too in evaluations before the last, which always scores both."""
     checkpoint_every: int = Field(500, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
     """Files ``last.pt``, ``last-1.pt``, …: where the newest is damaged, the one before is taken."""

@@ -83,7 +83,7 @@ def test_watchers_hear_of_every_row_and_score(dataset: Dataset, tmp_path: Path) 
     assert [row.step for row in rows] == [2, 4, 5]
     assert {row.total_steps for row in rows} == {5}
     assert all(row.steps_per_second > 0 for row in rows)
-    assert scores == [(3, {"student", "ema"}), (5, {"student", "ema"})]
+    assert scores == [(3, {"ema"}), (5, {"student", "ema"})]
     written = read_metrics(tmp_path / "a" / "metrics.jsonl")
     assert [(r["kind"], r["step"]) for r in written] == [
         ("train", 2),
@@ -94,7 +94,29 @@ def test_watchers_hear_of_every_row_and_score(dataset: Dataset, tmp_path: Path) 
     ]
     assert written[0]["loss"] == rows[0].values["loss"]
     assert {"loss_s", "loss_u", "loss_c", "lr", "reliable_share"} <= set(written[0])
-    assert set(written[1]) == {"kind", "step", "miou_student", "miou_ema"}
+    assert set(written[1]) == {"kind", "step", "miou_ema"}
+    assert set(written[-1]) == {"kind", "step", "miou_student", "miou_ema"}
+
+
+def test_student_is_scored_in_between_where_that_is_asked_for(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    scores: dict[bool, list[dict[str, float]]] = {False: [], True: []}
+    for asked, found in scores.items():
+        config = tiny_config(train__steps=3, train__eval_every=1, train__eval_student=asked)
+        start(
+            config,
+            dataset,
+            tmp_path / str(asked),
+            on_evaluation=lambda _, each, found=found: found.append(
+                {name: score.miou for name, score in each.items()}
+            ),
+        )
+    assert [set(each) for each in scores[False]] == [{"ema"}, {"ema"}, {"student", "ema"}]
+    assert [set(each) for each in scores[True]] == 3 * [{"student", "ema"}]
+    # what is scored changes nothing of the training
+    assert [each["ema"] for each in scores[False]] == [each["ema"] for each in scores[True]]
+    assert scores[False][-1] == scores[True][-1]
 
 
 def test_checkpoints_are_written_as_often_as_asked(

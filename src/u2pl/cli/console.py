@@ -83,9 +83,10 @@ class TrainingDisplay:
         return is_due
 
     def evaluation(self, step: int, scores: dict[str, Evaluation]) -> None:
-        """Print student's and teacher's mIoU."""
-        student, teacher = scores["student"].miou, scores["ema"].miou
-        say(f"step {step}: val mIoU student {student:.2f} %, teacher {teacher:.2f} %")
+        """Print the mIoU of what was scored."""
+        names = {"student": "student", "ema": "teacher"}
+        told = [f"{names[key]} {scores[key].miou:.2f} %" for key in names if key in scores]
+        say(f"step {step}: val mIoU {', '.join(told)}")
 
 
 def images_bar(*, shown: bool = True) -> ProgressBar:

@@ -106,7 +106,8 @@ def fit(
         resume: go on from the folder's last checkpoint; a run that was killed before its first
             one begins anew.
         on_progress: called with each row of training metrics.
-        on_evaluation: called with the step and the scores of ``student`` and ``ema``.
+        on_evaluation: called with the step and the scores of ``ema`` and, after the last step or
+            with ``train.eval_student``, ``student``.
         world: the processes that share the training, joined already; the first one alone writes
             the folder and calls the watchers.
 
@@ -371,7 +372,7 @@ class Runner:
         )
 
     def score(self, log: MetricsLog | NoLog, *, in_between: bool = False) -> None:
-        """Evaluate student and teacher on val.
+        """Evaluate the teacher and, at the end or where that is asked for, the student on val.
 
         Args:
             log: gets the scores.
@@ -381,11 +382,13 @@ class Runner:
         self.require_finite()
         step = self.state.step
         self.watch.phase(f"evaluation after step {step}")
-        # without Fabric's wrapper, which would choose the precision itself
-        student = getattr(self.state.student, "module", self.state.student)
+        networks = {"ema": self.state.teacher}
+        if not in_between or self.config.train.eval_student:
+            # without Fabric's wrapper, which would choose the precision itself
+            networks["student"] = getattr(self.state.student, "module", self.state.student)
         with self.fabric.autocast() if in_between else nullcontext():
             self.scores = evaluate(
-                {"student": student, "ema": self.state.teacher},
+                networks,
                 self.dataset.val,
                 self.dataset,
                 self.config,
