@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pytest
 import torch
 
 from tiny import tiny_overrides
@@ -36,21 +35,23 @@ def test_networks_alone_learn_but_nothing_is_made_of_their_features() -> None:
         assert any(not torch.equal(after[key], value) for key, value in before[name].items())
 
 
-def test_networks_alone_compute_what_the_contrast_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many forward passes over as many images, with features, as in a step of the method."""
-    seen: dict[str, list[tuple[int, bool]]] = {}
+def test_networks_alone_compute_what_the_contrast_needs() -> None:
+    """As many passes over as many images, with features, as in a step of the method."""
+    parts = ("encoder", "segmentation_head", "representation_head.0")
+    seen: dict[str, list[tuple[str, str, int]]] = {}
     for name, kind in steps.step_kinds(CPU, SMALL).items():
-        for network in (kind.state.student, kind.state.teacher):
-            network.register_forward_pre_hook(
-                lambda _, args, kwargs, name=name: seen.setdefault(name, []).append(
-                    (len(args[0]), kwargs.get("with_features", True))
-                ),
-                with_kwargs=True,
-            )
+        student = kind.state.student.module
+        for who, network in (("student", student), ("teacher", kind.state.teacher)):
+            for part in parts:
+                network.get_submodule(part).register_forward_pre_hook(
+                    lambda _, args, name=name, who=who, part=part: seen.setdefault(name, []).append(
+                        (who, part, len(args[0]))
+                    )
+                )
         kind.run()
     assert seen["networks"] == seen["method"]
     assert seen["bare"] != seen["method"]
-    assert not any(with_features for _, with_features in seen["bare"])
+    assert not any(part == "representation_head.0" for _, part, _ in seen["bare"])
 
 
 def test_steps_with_a_context_are_timed_with_it() -> None:
@@ -68,6 +69,15 @@ def test_result_of_whole_steps_has_ratios_times_and_no_kernels_of_a_gpu() -> Non
     assert result["ratios"]["step_vs_bare"] > 0
     assert 0 < result["ratios"]["evaluation_share"] < 1
     assert set(result["seconds"]["step"]) >= {"method", "networks", "bare", "last evaluation"}
+    assert len(result["memory"]) == 2
+    for peaks in result["memory"].values():
+        assert set(peaks) == {
+            "queue_bytes",
+            "method_peak_bytes",
+            "networks_peak_bytes",
+            "bare_peak_bytes",
+        }
+        assert min(peaks.values()) > 0
     assert result["gpu"]["step"] == {"method": None, "networks": None, "bare": None}
     text = page(json.loads(json.dumps(result)))
     assert "| networks |" in text

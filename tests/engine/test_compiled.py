@@ -11,7 +11,7 @@ import torch
 from tiny import tiny_batch, tiny_config, tiny_state
 from u2pl.config import Config
 from u2pl.engine import compiled
-from u2pl.engine.compiled import compile_networks
+from u2pl.engine.compiled import compile_teacher
 from u2pl.engine.step import training_step
 
 # the compiler warns of its own doings, within torch: old modules, gradients that it looks for
@@ -57,11 +57,20 @@ def test_method_is_whole_graphs_compiled_once_and_says_the_same(method: dict[str
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
+def test_student_is_compiled_once_and_says_the_same() -> None:
+    changes = {"train__steps": 9}
+    plain = losses(tiny_config(**changes), steps=4)
+    compiled_losses = losses(tiny_config(train__compile=["student"], **changes), steps=4)
+    assert compiled_losses == pytest.approx(plain, rel=1e-4)
+    # decoder and encoder; segmentation head; features of the anchors
+    assert compiled._compiled.cache_info().currsize == 3
+
+
 def test_networks_keep_their_names_when_they_are_compiled() -> None:
     config = tiny_config(train__compile=["student", "teacher"])
     _, state = tiny_state(config)
     before = [*state.student.state_dict()], [*state.teacher.state_dict()]
-    compile_networks(state, config)
+    compile_teacher(state, config)
     assert before == ([*state.student.state_dict()], [*state.teacher.state_dict()])
     assert state.teacher._compiled_call_impl is not None
 
@@ -69,7 +78,7 @@ def test_networks_keep_their_names_when_they_are_compiled() -> None:
 def test_nothing_is_compiled_by_default() -> None:
     config = tiny_config()
     _, state = tiny_state(config)
-    compile_networks(state, config)
+    compile_teacher(state, config)
     assert config.train.compile == ()
     assert state.teacher._compiled_call_impl is None
     assert compiled.of_method(losses, config) is losses

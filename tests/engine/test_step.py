@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import math
@@ -10,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tiny import IGNORE, NUM_CLASSES, SIZE, tiny_batch, tiny_config, tiny_state
 from u2pl.config import Config
 from u2pl.data.batch import Batch, LabeledBatch
+from u2pl.engine import backward, targets
 from u2pl.engine import pairs as pairs_module
 from u2pl.engine import step as step_module
-from u2pl.engine import targets
 from u2pl.engine.state import TrainState
 from u2pl.engine.step import training_step
 from u2pl.engine.targets import PseudoLabels, StepNumbers, TeacherView, pseudo_label
@@ -77,8 +79,8 @@ def test_loss_is_the_sum_of_the_returned_terms(weight: float) -> None:
 def test_auxiliary_head_is_taught_by_the_labels_alone(
     monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
-    seen = spy(monkeypatch, "student_views")
-    losses_of = spy(monkeypatch, "supervised_loss")
+    seen = spy(monkeypatch, "look", module=backward)
+    losses_of = spy(monkeypatch, "supervised_loss", module=backward)
     batch = tiny_batch()
     state, rows = run(tiny_config(model__auxiliary_weight=0.4, **changes), steps=1, batch=batch)
     (_, said), ((_, main), (given, auxiliary)) = seen[0], losses_of
@@ -102,8 +104,11 @@ def test_loss_given_to_backward_is_the_returned_one(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(fabric, "backward", recording)
     values = training_step(fabric, state, tiny_batch(), config)
-    assert len(parts) == 2
-    torch.testing.assert_close(values["loss"], parts[0] + parts[1])
+    # of each part of the batch: the contrast, the labels, the pseudo-labels
+    torch.testing.assert_close(values["loss"], sum(parts))
+    for first, name in enumerate(("loss_c", "loss_s", "loss_u")):
+        weight = 0.1 if name == "loss_c" else 1
+        torch.testing.assert_close(weight * values[name], parts[first] + parts[first + 3])
 
 
 def test_unsupervised_weight_multiplies_the_mean_over_kept_pixels() -> None:
@@ -664,25 +669,17 @@ def test_contrast_is_that_of_the_students_features_at_the_anchors(
     num_labeled: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Anchors in unlabelled images count like those in labelled ones."""
-    calls = spy(monkeypatch, "contrast_pairs")
+    calls, looks = spy(monkeypatch, "contrast_pairs"), spy(monkeypatch, "look", module=backward)
     config = tiny_config(method__anchor_threshold=0.0)
     fabric, state = tiny_state(config)
-    seen: list[Tensor] = []
-
-    def look(_: Any, images: tuple[Tensor], given: dict[str, Any], output: Any) -> None:
-        assert output.features.shape == (NUM_CLASSES * 8, 8)  # of the anchors alone
-        with torch.no_grad(), torch.random.fork_rng():  # and here of every pixel
-            torch.set_rng_state(before[-1])  # the decoder drops channels
-            seen.append(state.student.module(*images, **(given | {"feature_cells": None})).features)
-
-    before: list[Tensor] = []
-    state.student.register_forward_pre_hook(lambda *_: before.append(torch.get_rng_state()))
-    state.student.register_forward_hook(look, with_kwargs=True)
     for seed in range(2):
         batch = tiny_batch(num_labeled=num_labeled, seed=seed)
+        student = copy.deepcopy(state.student.module)  # before the update
         values = training_step(fabric, state, batch, config)
-        pairs = calls[-1][1]
-        pixels = seen[-1].movedim(1, -1).flatten(0, 2)
+        (_, pairs), (_, said) = calls[-1], looks[-1]
+        with torch.no_grad():  # of every pixel
+            features = F.normalize(student.representation_head(said.maps[0]), dim=1)
+        pixels = features.movedim(1, -1).flatten(0, 2)
         negatives = state.queues.keys[pairs.negatives]
         expected = contrastive_loss(
             pixels[pairs.anchors], pairs.positives, negatives, pairs.active, temperature=0.5

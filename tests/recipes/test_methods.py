@@ -56,7 +56,8 @@ def one_step(
         config = config.with_overrides({"method.pseudo_threshold": threshold})
     said: dict[str, list[Any]] = {"teacher": [], "student": [], "pseudo": []}
     state.teacher.register_forward_hook(lambda *call: said["teacher"].append(call[2].logits))
-    state.student.register_forward_hook(lambda *call: said["student"].append(call[2].logits))
+    head = state.student.module.segmentation_head
+    head.register_forward_hook(lambda *call: said["student"].append(call[2]))
     original = step_module.pseudo_label
 
     def recording(*args: Any) -> PseudoLabels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -17,21 +18,14 @@ from u2pl.bench.workload import IGNORE
 from u2pl.config import Config
 from u2pl.data.batch import Batch, LabeledBatch, UnlabeledBatch
 from u2pl.data.sources import Dataset
+from u2pl.engine.backward import Wanted, anchor_features, look, pixels_backward
 from u2pl.engine.evaluate import Tally, count
 from u2pl.engine.loop import choose_precision
 from u2pl.engine.protocol import Protocol
 from u2pl.engine.recorded import gradients_of
 from u2pl.engine.state import TrainState, initial_state
-from u2pl.engine.step import (
-    Gradients,
-    compute_gradients,
-    supervised_loss,
-    teacher_views,
-    training_step,
-    unsupervised_loss,
-)
+from u2pl.engine.step import Gradients, compute_gradients, teacher_views, training_step
 from u2pl.engine.targets import StepNumbers, TeacherView, pseudo_label
-from u2pl.models import upsample
 
 NUM_CLASSES = 21
 VAL_IMAGES = 1449
@@ -93,24 +87,27 @@ def network_gradients(
 ) -> dict[str, Tensor]:
     """Losses and gradients of :class:`NetworkSteps`, by the functions of a training step."""
     assert batch.unlabeled is not None, "random batches have both halves"
-    bare = config.with_overrides({"method.contrastive_weight": 0.0})
+    without = config.with_overrides({"method.contrastive_weight": 0.0})
     with torch.no_grad():
         views = teacher_views(fabric, state, batch.labeled, batch.unlabeled)
         assert views[1] is not None, "asked for"
         view = TeacherView(views[1].logits, views[1].features[:, :0])
-        pseudo = pseudo_label(state, None, view, batch, numbers, bare).for_the_student()
-    labels, size = batch.labeled.labels, config.data.crop
-    num_anchors = len(state.queues.capacities) * config.method.num_anchors
-    said = state.student(
-        torch.cat([batch.labeled.images, *(s.images for s in pseudo.streams)]),
-        feature_cells=torch.zeros(num_anchors, dtype=torch.long, device=labels.device),
+        pseudo = pseudo_label(state, None, view, batch, numbers, without).for_the_student()
+    labels = batch.labeled.labels
+    num_anchors = (len(state.queues.capacities), config.method.num_anchors)
+    wanted = Wanted(
+        here=torch.ones(num_anchors, dtype=torch.bool, device=labels.device),
+        cells=torch.zeros(math.prod(num_anchors), dtype=torch.long, device=labels.device),
+        area=views[1].logits[0, 0].numel(),
     )
-    full = upsample(said.logits.float(), size)
+    seen = look(fabric, state, batch.labeled.images, pseudo.streams, config)
+    read = seen.cut_off()
+    # the features' head learns too
+    fabric.backward(0 * anchor_features(fabric, state, read, wanted, config).sum())
     count = (labels != IGNORE).sum()
-    loss = supervised_loss(full[: len(labels)], labels, count, state, bare)
-    loss = loss + unsupervised_loss(full[len(labels) :], pseudo.streams, IGNORE, bare)
-    fabric.backward(loss + 0 * said.features.sum())  # the features' head learns too
-    return {"loss": loss.detach()}
+    terms = pixels_backward(fabric, state, read, labels, count, pseudo.streams, without)
+    torch.autograd.backward(seen.tensors, [each.grad for each in read.tensors])
+    return {"loss": terms["loss_s"] + terms["loss_u"]}
 
 
 class Steps:
@@ -168,24 +165,33 @@ class NetworkSteps(Steps):
     compute = staticmethod(network_gradients)
 
 
+class BareSteps(Steps):
+    """The same without contrast and queues."""
+
+    def __init__(
+        self, config: Config, device: torch.device, *, num_classes: int = NUM_CLASSES
+    ) -> None:
+        bare = config.with_overrides({"method.contrastive_weight": 0.0})
+        super().__init__(bare, device, num_classes=num_classes)
+
+
+KINDS: dict[str, type[Steps]] = {"method": Steps, "networks": NetworkSteps, "bare": BareSteps}
+"""Steps of the whole method; of its networks alone; and without contrast and queues."""
+
+
 def step_kinds(device: torch.device, overrides: dict[str, Any]) -> dict[str, Steps]:
-    """Steps of the whole method; of its networks alone; and without contrast and queues."""
+    """Steps of each of :data:`KINDS`."""
     config = step_config(device).with_overrides(overrides)
-    bare = config.with_overrides({"method.contrastive_weight": 0.0})
-    return {
-        "method": Steps(config, device),
-        "networks": NetworkSteps(config, device),
-        "bare": Steps(bare, device),
-    }
+    return {name: make(config, device) for name, make in KINDS.items()}
 
 
 def evaluation_work(steps: Steps, dataset: Dataset, *, in_between: bool) -> Callable[[], float]:
-    """Scoring a batch of images by student and teacher, as an evaluation in training does it.
+    """Scoring a batch of images as an evaluation in training does it.
 
     Args:
         steps: whose networks and batch.
         dataset: its classes.
-        in_between: in the training's precision, else in float32.
+        in_between: the teacher in the training's precision; else student and teacher in float32.
 
     Returns:
         A function that does it once and returns its seconds, decoding left out.
@@ -195,14 +201,15 @@ def evaluation_work(steps: Steps, dataset: Dataset, *, in_between: bool) -> Call
     images = first_of(steps.batch.labeled.images, number)
     masks = first_of(steps.batch.labeled.labels, number)
     student: nn.Module = getattr(steps.state.student, "module", steps.state.student)
-    tallies = [Tally(dataset, device) for _ in range(2)]
+    networks = [steps.state.teacher] if in_between else [steps.state.teacher, student]
+    tallies = [Tally(dataset, device) for _ in networks]
 
     def work() -> float:
         student.eval()
         finish(device)
         started = time.perf_counter()
         with steps.fabric.autocast() if in_between else nullcontext():
-            for network, tally in zip((student, steps.state.teacher), tallies, strict=True):
+            for network, tally in zip(networks, tallies, strict=True):
                 count(tally, network, images, tuple(masks), Protocol("whole"), windows=1)
         finish(device)
         seconds = time.perf_counter() - started
@@ -230,8 +237,8 @@ def evaluation_share(
 
     Args:
         step_seconds: of a training step.
-        in_between_seconds: of scoring a batch of evaluation by both networks, before the end.
-        last_seconds: likewise, at the end.
+        in_between_seconds: of scoring a batch of an evaluation before the end.
+        last_seconds: likewise, of the last one.
         config: of all of them.
 
     >>> config = Config().with_overrides({"data.batch_labeled": 4, "data.batch_unlabeled": 4})

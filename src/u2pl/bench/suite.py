@@ -17,6 +17,7 @@ from u2pl.bench.kernels import kernel_time
 from u2pl.bench.loops import Loops
 from u2pl.bench.method import Method, RecordedMethod
 from u2pl.bench.predicting import predicting
+from u2pl.bench.shapes import step_peaks
 from u2pl.bench.workload import CITYSCAPES, VOC, Workload, make_inputs
 from u2pl.config import Config
 from u2pl.data.sources import Dataset, default_colors
@@ -209,12 +210,12 @@ def measure_steps(
         name: memory.peak_bytes(partial(one.step, recorded=False), device)
         for name, one in kinds.items()
     }
-    result["memory"]["step"] = {
-        "queue_bytes": memory.queue_bytes(steps.NUM_CLASSES, config),
-        "method_peak_bytes": peaks["method"],
-        "networks_peak_bytes": peaks["networks"],
-        "bare_peak_bytes": peaks["bare"],
-    }
+    queues = {"queue_bytes": memory.queue_bytes(steps.NUM_CLASSES, config)}
+    by_shapes = step_peaks(overrides)
+    for name, found_peaks in (("step", peaks), ("step as a GPU makes it, by shapes", by_shapes)):
+        result["memory"][name] = queues | {
+            f"{kind}_peak_bytes": found_peaks[kind] for kind in kinds
+        }
     result["gpu"]["step"] = {name: kernel_time(one.run, device) for name, one in kinds.items()}
     result["step"] = describe_step(config)
 

@@ -13,25 +13,35 @@ from u2pl.engine.state import TrainState
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-OPTIONS: dict[str, Any] = {"fullgraph": True, "dynamic": False}
-"""Of the method's functions: each is one graph, and a step's shapes do not change."""
+OPTIONS: dict[str, Any] = {"dynamic": False}
+"""A step's shapes do not change."""
 
 
-def compile_networks(state: TrainState, config: Config) -> None:
-    """Mark student and teacher to be compiled when they are first called, names unchanged."""
-    for name in ("student", "teacher"):
-        if name in config.train.compile:
-            getattr(state, name).compile()
+def compile_teacher(state: TrainState, config: Config) -> None:
+    """Mark the teacher to be compiled when it is first called, names unchanged.
+
+    Of the student a step compiles what it calls, by :func:`of_student`.
+    """
+    if "teacher" in config.train.compile:
+        state.teacher.compile()
 
 
 def of_method(function: F, config: Config) -> F:
-    """A function of the method, compiled where the settings say so."""
+    """A function of the method, compiled where the settings say so: as one graph."""
     if "method" not in config.train.compile:
         return function
-    made: F = _compiled(function)
+    made: F = _compiled(function, fullgraph=True)
+    return made
+
+
+def of_student(function: F, config: Config) -> F:
+    """A method of the student's class, compiled where the settings say so."""
+    if "student" not in config.train.compile:
+        return function
+    made: F = _compiled(function, fullgraph=False)
     return made
 
 
 @cache
-def _compiled(function: Any) -> Any:
-    return torch.compile(function, **OPTIONS)
+def _compiled(function: Any, *, fullgraph: bool) -> Any:
+    return torch.compile(function, fullgraph=fullgraph, **OPTIONS)

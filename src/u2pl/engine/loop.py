@@ -26,7 +26,7 @@ from u2pl.engine.checkpoint import (
     save_weights,
     write_json,
 )
-from u2pl.engine.compiled import compile_networks
+from u2pl.engine.compiled import compile_teacher
 from u2pl.engine.evaluate import Evaluation, evaluate
 from u2pl.engine.failure import keep_batch
 from u2pl.engine.guard import FirstFailure
@@ -140,7 +140,7 @@ def fit(
         folder.create(config, dataset)  # only now: a network that cannot be built leaves no run
     world.wait()
     state.student = share_statistics(state.student, world, fabric.device)
-    compile_networks(state, config)
+    compile_teacher(state, config)
     state.student, state.optimizer = fabric.setup(state.student, state.optimizer)
     best: dict[str, Any] = {"step": 0, "miou": -1.0}
     if saved:

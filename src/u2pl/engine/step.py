@@ -7,7 +7,7 @@ grid [h, w]; images, labels and losses at full size [H, W].
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from lightning_fabric import Fabric
@@ -17,21 +17,13 @@ from u2pl import losses, partition
 from u2pl.config import Config
 from u2pl.data.batch import Batch, LabeledBatch, UnlabeledBatch
 from u2pl.data.loaders import derive_seed
-from u2pl.engine.compiled import of_method
+from u2pl.engine.backward import backward_in_parts
 from u2pl.engine.guard import are_finite, gradient_norm, has_scaler
 from u2pl.engine.optimizer import learning_rate_factor, set_learning_rate
-from u2pl.engine.pairs import (
-    ContrastPairs,
-    cells_here,
-    contrast_of_part,
-    contrast_pairs,
-    rows_of_batch,
-)
+from u2pl.engine.pairs import ContrastPairs, contrast_pairs
 from u2pl.engine.state import TrainState
-from u2pl.engine.targets import PseudoLabels, StepNumbers, Stream, TeacherView, pseudo_label
-from u2pl.models import SegmentationOutput, upsample
-from u2pl.models.segmenter import STRIDE
-from u2pl.teacher import follow, statistics_at_rest, teacher_decay
+from u2pl.engine.targets import PseudoLabels, StepNumbers, TeacherView, pseudo_label
+from u2pl.teacher import follow, teacher_decay
 
 Gradients: TypeAlias = Callable[[Fabric, TrainState, Batch, StepNumbers, Config], dict[str, Tensor]]
 """A way to :func:`compute_gradients`."""
@@ -178,187 +170,6 @@ def ask_teacher(
     return TeacherView(logits, logits[:, :0] if said.features is None else said.features.float())
 
 
-def backward_in_parts(
-    fabric: Fabric,
-    state: TrainState,
-    labeled: LabeledBatch,
-    pseudo: PseudoLabels | None,
-    pairs: ContrastPairs | None,
-    config: Config,
-) -> dict[str, Tensor]:
-    """Forward and backward of the student, in one part or in several that save memory.
-
-    Every sum is divided by the count of the whole batch, so the parts' gradients add up to the
-    whole's; only BatchNorm sees the parts.
-    """
-    num_parts, ignore_index = config.train.accumulation, state.ignore_index
-    num_labeled = state.world.sum((labeled.labels != ignore_index).sum())
-    zero = torch.zeros((), device=labeled.images.device)
-    totals = dict.fromkeys(("loss", "loss_s", "loss_u", "loss_c"), zero)
-    for part in range(num_parts):
-        share = slice(part, None, num_parts)
-        images, labels = labeled.images[share], labeled.labels[share]
-        size, split = (images.shape[-2], images.shape[-1]), len(images)
-        streams = () if pseudo is None else tuple(s.part(share) for s in pseudo.streams)
-        wanted = None if pairs is None else anchors_of_part(state, pairs, labeled, pseudo, share)
-        said = student_views(state, images, streams, wanted, config)
-        full = upsample(said.logits.float(), size)
-        terms = {"loss_s": supervised_loss(full[:split], labels, num_labeled, state, config)}
-        if said.auxiliary is not None:
-            coarse = upsample(said.auxiliary.float(), size)
-            loss = supervised_loss(coarse, labels, num_labeled, state, config)
-            terms["loss_s"] = terms["loss_s"] + config.model.auxiliary_weight * loss
-        if streams:
-            terms["loss_u"] = unsupervised_loss(full[split:], streams, ignore_index, config)
-        if pairs is not None:
-            assert wanted is not None, "of the pairs"
-            assert said.features is not None, "asked for with the pairs"
-            anchors = said.features.view(*pairs.anchors.shape, -1)
-            terms["loss_c"] = of_method(contrast_of_part, config)(
-                pairs, state.queues.keys, anchors, wanted.here, config
-            )
-        loss = terms["loss_s"] + terms.get("loss_u", zero)
-        loss = loss + config.method.contrastive_weight * terms.get("loss_c", zero)
-        fabric.backward(loss)
-        for name, value in {"loss": loss, **terms}.items():
-            totals[name] = totals[name] + value.detach()
-    state.world.sum_gradients(state.student.parameters())
-    summed = state.world.sum(torch.stack(list(totals.values())))
-    return dict(zip(totals, summed, strict=True))
-
-
-class Wanted(NamedTuple):
-    """The anchors of all classes in a part of the batch.
-
-    Attributes:
-        here: [C, M] bool, whether an anchor is in the part.
-        cells: [C · M] int64, where, in the flattened grid of the part's images.
-        area: h · w of an image.
-    """
-
-    here: Tensor
-    cells: Tensor
-    area: int
-
-
-def anchors_of_part(
-    state: TrainState,
-    pairs: ContrastPairs,
-    labeled: LabeledBatch,
-    pseudo: PseudoLabels | None,
-    share: slice,
-) -> Wanted:
-    """Find the whole batch's anchors in some of its images, labelled ones first."""
-    num_unlabeled = 0 if pseudo is None else len(pseudo.labels)
-    rows = rows_of_batch(state, len(labeled.images), num_unlabeled)
-    rows_l, rows_u = torch.split(rows, [len(labeled.images), num_unlabeled])
-    rows = torch.cat([rows_l[share], rows_u[share]])
-    height, width = labeled.images.shape[-2:]  # as unlabelled ones are
-    area = -(-height // STRIDE) * -(-width // STRIDE)
-    here, cells = cells_here(pairs.anchors, rows, area)
-    return Wanted(here, cells.flatten(), area)
-
-
-def student_views(
-    state: TrainState,
-    images_l: Tensor,
-    streams: tuple[Stream, ...],
-    wanted: Wanted | None,
-    config: Config,
-) -> SegmentationOutput:
-    """Logits [n, C, h, w] of labelled images, then of each stream's, and features of anchors.
-
-    With ``train.separate_statistics`` BatchNorm normalises each half by itself, and its running
-    averages, which the teacher follows, are those of the mixed images alone.
-
-    Returns:
-        The logits; [K, D] at the cells that are wanted, None where none are; and the auxiliary
-        head's logits of the labelled images, None where there is no such head.
-    """
-    images_u = [stream.images for stream in streams]
-    given: dict[str, Any] = {"with_features": wanted is not None}
-    of_labeled: dict[str, Any] = {}
-    if config.model.auxiliary_weight > 0:
-        of_labeled["num_auxiliary"] = len(images_l)
-    cells = None if wanted is None else wanted.cells
-    if not streams or not config.train.separate_statistics:
-        said: SegmentationOutput = state.student(
-            torch.cat([images_l, *images_u]),
-            feature_cells=cells,
-            channel_factors=factors_of(streams, len(images_l)),
-            **given,
-            **of_labeled,
-        )
-        return said
-    # each half is asked for all anchors, and those of the other half are left out
-    border = 0 if wanted is None else len(images_l) * wanted.area
-    cells_l, cells_u = (None, None) if cells is None else (cells, (cells - border).clamp_min(0))
-    with statistics_at_rest(state.student):
-        cells_l = None if cells_l is None else torch.where(cells_l < border, cells_l, 0)
-        said_l = state.student(images_l, feature_cells=cells_l, **given, **of_labeled)
-    said_u = state.student(
-        torch.cat(images_u),
-        feature_cells=cells_u,
-        channel_factors=factors_of(streams, 0),
-        **given,
-    )
-    logits, features = torch.cat([said_l.logits, said_u.logits]), None
-    if cells is not None:
-        is_labeled = (cells < border).unsqueeze(1)
-        features = torch.where(is_labeled, said_l.features, said_u.features)
-    return SegmentationOutput(logits, features, said_l.auxiliary)
-
-
-def factors_of(streams: tuple[Stream, ...], num_before: int) -> list[Tensor] | None:
-    """Channel factors of a batch: ``num_before`` images as they are, then each stream's.
-
-    Returns:
-        For each map of the encoder [B, K]; None where no stream drops channels.
-    """
-    dropped = next((s.channel_factors for s in streams if s.channel_factors is not None), None)
-    if dropped is None:
-        return None
-    factors = []
-    for level, example in enumerate(dropped):
-        whole = example.new_ones(1, example.shape[1])
-        parts = [whole.expand(num_before, -1)]
-        for stream in streams:
-            own = stream.channel_factors
-            parts.append(whole.expand(len(stream.images), -1) if own is None else own[level])
-        factors.append(torch.cat(parts))
-    return factors
-
-
-def unsupervised_loss(
-    logits: Tensor, streams: tuple[Stream, ...], ignore_index: int, config: Config
-) -> Tensor:
-    """λ_u times Eq. 3, summed over the streams by their shares.
-
-    Args:
-        logits: [n, C, H, W] of the student, one stream's images after the other's.
-        streams: the parts of them that these images are.
-        ignore_index: of the labels.
-        config: ξ.
-    """
-    loss = logits.new_zeros(())
-    each = torch.split(logits, [len(stream.images) for stream in streams])
-    for own, stream in zip(each, streams, strict=True):
-        given: dict[str, Any] = {
-            "reverse_weight": config.method.symmetric_weight,
-            "num_pixels": stream.num_kept,
-            "pixel_weights": stream.pixel_weights,
-        }
-        if stream.soft is None:
-            mean = losses.symmetric_cross_entropy(
-                own, stream.labels, ignore_index=ignore_index, **given
-            )
-        else:
-            kept = stream.labels != ignore_index
-            mean = losses.soft_symmetric_cross_entropy(own, stream.soft, kept, **given)
-        loss = loss + stream.weight * mean
-    return loss
-
-
 def update_student(
     fabric: Fabric, state: TrainState, terms: dict[str, Tensor], config: Config
 ) -> dict[str, Tensor]:
@@ -395,28 +206,6 @@ def update_student(
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     return told
-
-
-def supervised_loss(
-    logits: Tensor, labels: Tensor, num_labeled: Tensor, state: TrainState, config: Config
-) -> Tensor:
-    """Eq. 2 of a part of the batch; OHEM ranks the pixels of its part alone."""
-    if not config.train.ohem:
-        return losses.symmetric_cross_entropy(
-            logits,
-            labels,
-            ignore_index=state.ignore_index,
-            reverse_weight=config.method.labeled_symmetric_weight,
-            num_pixels=num_labeled,
-        )
-    mean = losses.ohem_cross_entropy(
-        logits,
-        labels,
-        ignore_index=state.ignore_index,
-        threshold=config.train.ohem_threshold,
-        min_kept=max(1, config.train.ohem_min_kept // config.train.accumulation),
-    )
-    return mean / config.train.accumulation
 
 
 def counts(

@@ -28,8 +28,7 @@ class SegmentationOutput(NamedTuple):
 
     Attributes:
         logits: [B, C, h, w] on the feature grid, h = ceil(H / 4), w = ceil(W / 4).
-        features: [B, D, h, w] of unit length, [K, D] of the K cells that were asked for, or None
-            where none were.
+        features: [B, D, h, w] of unit length, or None where none were asked for.
         auxiliary: [n, C, h, w], the auxiliary head's logits of the images that were asked for, or
             None where none were.
     """
@@ -98,7 +97,6 @@ class Segmenter(nn.Module):
         images: Tensor,
         *,
         with_features: bool = True,
-        feature_cells: Tensor | None = None,
         channel_factors: Sequence[Tensor] | None = None,
         num_auxiliary: int = 0,
     ) -> SegmentationOutput:
@@ -107,13 +105,34 @@ class Segmenter(nn.Module):
         Args:
             images: [B, 3, H, W], RGB in [0, 1].
             with_features: False leaves the representation head out.
-            feature_cells: [K] int64, positions in the flattened grid of all images, repeats
-                allowed: features of these cells alone, which spares most of the head's last layer
-                and all maps of D channels. None gives features of every cell.
+            channel_factors, num_auxiliary: see :meth:`decode`.
+        """
+        grid, auxiliary = self.decode(
+            images, channel_factors=channel_factors, num_auxiliary=num_auxiliary
+        )
+        logits, features = self.segmentation_head(grid), None
+        if with_features:
+            features = F.normalize(self.representation_head(grid), dim=1)
+        return SegmentationOutput(logits, features, auxiliary)
+
+    def decode(
+        self,
+        images: Tensor,
+        *,
+        channel_factors: Sequence[Tensor] | None = None,
+        num_auxiliary: int = 0,
+    ) -> tuple[Tensor, Tensor | None]:
+        """What both heads read; a training step runs the heads by themselves.
+
+        Args:
+            images: [B, 3, H, W], RGB in [0, 1].
             channel_factors: for each of ``map_sizes`` [B, K], what the encoder's channels are
                 multiplied by on their way to the decoder; see :mod:`u2pl.perturbation`.
             num_auxiliary: of so many images at the front the auxiliary head's logits too; only for
                 a network that has one.
+
+        Returns:
+            [B, K, h, w] of the decoder, and the auxiliary head's logits [n, C, h, w] or None.
         """
         height, width = images.shape[-2:]
         pad = (-width % self.multiple, -height % self.multiple)
@@ -123,22 +142,35 @@ class Segmenter(nn.Module):
         if channel_factors is not None:
             encoded = scale_channels(encoded, channel_factors)
         decoded = self.decoder(*encoded) if isinstance(encoded, tuple) else self.decoder(encoded)
-        grid = decoded[..., : -(-height // STRIDE), : -(-width // STRIDE)]
-        logits = self.segmentation_head(grid)
+        rows, columns = -(-height // STRIDE), -(-width // STRIDE)
         auxiliary = None
         if num_auxiliary:
             coarse = self.auxiliary_head(maps[-2][:num_auxiliary])
-            auxiliary = resized_to(decoded, coarse)[..., : grid.shape[-2], : grid.shape[-1]]
-        if not with_features:
-            return SegmentationOutput(logits, None, auxiliary)
-        embedded, last = self.representation_head[:-1](grid), self.representation_head[-1]
+            auxiliary = resized_to(decoded, coarse)[..., :rows, :columns]
+        return decoded[..., :rows, :columns], auxiliary
+
+    def segmentation_logits(self, grid: Tensor) -> Tensor:
+        """[B, C, h, w] of what :meth:`decode` returned."""
+        logits: Tensor = self.segmentation_head(grid)
+        return logits
+
+    def features_at(self, grid: Tensor, cells: Tensor) -> Tensor:
+        """Unit features of some cells, as of the map that :meth:`forward` makes.
+
+        That map is not made, nor any other of D channels, and most of the head's last layer is
+        spared.
+
+        Args:
+            grid: [B, K, h, w] of :meth:`decode`.
+            cells: [n] int64, positions in the flattened grid of all images, repeats allowed.
+
+        Returns:
+            [n, D].
+        """
+        last = self.representation_head[-1]
         assert isinstance(last, nn.Conv2d), "as head makes it"
-        if feature_cells is None:
-            features = F.normalize(last(embedded), dim=1)
-            return SegmentationOutput(logits, features, auxiliary)
-        cells = at_cells(embedded, feature_cells)
-        features = F.linear(cells, last.weight.flatten(1), last.bias)
-        return SegmentationOutput(logits, F.normalize(features, dim=1), auxiliary)
+        embedded = at_cells(self.representation_head[:-1](grid), cells)
+        return F.normalize(F.linear(embedded, last.weight.flatten(1), last.bias), dim=1)
 
 
 def at_cells(maps: Tensor, cells: Tensor) -> Tensor:
