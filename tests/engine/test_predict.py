@@ -15,6 +15,7 @@ from PIL import Image
 from factories import write_dataset
 from tiny import tiny_overrides
 from u2pl import evaluate, load, predict, train
+from u2pl.data.images import entropy_picture
 from u2pl.data.sources import load_dataset
 from u2pl.engine.checkpoint import load_weights, save_weights
 from u2pl.engine.evaluate import NUM_BINS
@@ -222,9 +223,13 @@ def test_pictures_show_what_was_predicted(model: SegmentationModel, tmp_path: Pa
     with Image.open(tmp_path / "out/reliable/a.png") as reliable:
         assert np.array_equal(np.asarray(reliable) == 255, prediction.reliable)
         assert set(np.unique(reliable)) <= {0, 255}
-    for kind in ("overlays", "entropy"):
-        with Image.open(tmp_path / f"out/{kind}/a.png") as picture:
-            assert (picture.mode, picture.size) == ("RGB", (47, 33))
+    with Image.open(tmp_path / "out/entropy/a.png") as picture:
+        levels, colors = np.asarray(picture), np.asarray(picture.convert("RGB"))
+    nats = levels / 255 * math.log(3)
+    np.testing.assert_allclose(nats, prediction.entropy, atol=0.51 / 255 * math.log(3))
+    assert np.array_equal(colors, entropy_picture(prediction.entropy, 3))
+    with Image.open(tmp_path / "out/overlays/a.png") as picture:
+        assert (picture.mode, picture.size) == ("RGB", (47, 33))
 
 
 def test_more_images_than_are_read_ahead_come_in_order(

@@ -395,7 +395,18 @@ def _first(items: list[Any]) -> str:
     return ", ".join(str(item) for item in items[:5]) + more
 
 
-def write_mask(path: Path, mask: npt.NDArray[np.integer[Any]], *, colors: Sequence[Color]) -> None:
+FAST = 2
+"""Of PNG's compression: a photograph is a tenth larger than at Pillow's level 6, and takes a
+quarter of the time."""
+
+
+def write_mask(
+    path: Path,
+    mask: npt.NDArray[np.integer[Any]],
+    *,
+    colors: Sequence[Color] | npt.NDArray[np.uint8],
+    level: int = 6,
+) -> None:
     """Write class ids as a PNG that reads as an index mask and shows in the classes' colours.
 
     The file appears whole or not at all; missing folders are made. Values that are no class
@@ -405,19 +416,19 @@ def write_mask(path: Path, mask: npt.NDArray[np.integer[Any]], *, colors: Sequen
         path: the file, with suffix .png.
         mask: [H, W] of integers from 0 to 65535.
         colors: one colour a class.
+        level: of compression, 1 (fast) to 9.
     """
     if mask.max(initial=0) > 255:
-        _save_png(path, Image.fromarray(mask.astype(np.uint16)))
+        _save_png(path, Image.fromarray(mask.astype(np.uint16)), level=level)
         return
     image = Image.fromarray(mask.astype(np.uint8))
     image.putpalette(palette_of(colors).tobytes())
-    _save_png(path, image)
+    _save_png(path, image, level=level)
 
 
 def write_image(path: Path, image: npt.NDArray[np.uint8]) -> None:
     """Write RGB [H, W, 3] or grey [H, W] uint8 as a PNG, whole or not at all."""
-    # a photograph is a tenth larger than at Pillow's level 6, and takes a quarter of the time
-    _save_png(path, Image.fromarray(image), level=2)
+    _save_png(path, Image.fromarray(image), level=FAST)
 
 
 def _save_png(path: Path, image: Image.Image, *, level: int = 6) -> None:
@@ -478,7 +489,7 @@ def refuse_way_out(folder: Path, path: Path) -> None:
         )
 
 
-def palette_of(colors: Sequence[Color]) -> npt.NDArray[np.uint8]:
+def palette_of(colors: Sequence[Color] | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Return [256, 3]: the classes' colours, then white."""
     palette = np.full((256, 3), 255, np.uint8)
     palette[: len(colors)] = np.array(colors, np.uint8).reshape(-1, 3)[:256]
@@ -533,13 +544,25 @@ def entropy_picture(
     The range is fixed, 0 to log(num_classes), so that pictures can be compared. Colours are
     matplotlib's magma.
     """
+    return _looked_up(magma(), entropy_levels(entropy, num_classes))
+
+
+def entropy_levels(
+    entropy: npt.NDArray[np.floating[Any]], num_classes: int
+) -> npt.NDArray[np.uint8]:
+    """Return an entropy map [H, W] in nats as uint8: 0 for none, 255 for log(num_classes).
+
+    >>> entropy_levels(np.array([[0, math.log(4) / 2, math.log(4)]]), 4).tolist()
+    [[0, 128, 255]]
+    """
     share = np.nan_to_num(entropy) / math.log(max(num_classes, 2))
-    return _looked_up(_magma(), (share.clip(0, 1) * 255).round().astype(np.uint8))
+    levels: npt.NDArray[np.uint8] = (share.clip(0, 1) * 255).round().astype(np.uint8)
+    return levels
 
 
 @functools.cache
-def _magma() -> npt.NDArray[np.uint8]:
-    """Return [256, 3], from dark to light."""
+def magma() -> npt.NDArray[np.uint8]:
+    """Return the colours of :func:`entropy_levels`, [256, 3], from dark to light."""
     from matplotlib import colormaps  # slow to import, and only pictures need it
 
     table: npt.NDArray[np.uint8] = (

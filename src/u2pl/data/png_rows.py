@@ -13,7 +13,8 @@ import numpy.typing as npt
 from u2pl.data.images import Color, palette_of
 
 RowKind = Literal["palette", "grey", "grey16", "rgb"]
-"""What a row holds: class ids shown in colours, 8 or 16 bits of grey, or red, green and blue."""
+"""What a row holds: class ids or other bytes, shown in colours; 8 or 16 bits of grey; or red, green
+and blue."""
 
 _BITS_AND_COLOR_TYPE = {"palette": (8, 3), "grey": (8, 0), "grey16": (16, 0), "rgb": (8, 2)}
 _UP = 2  # PNG's filter that stores the difference to the row above
@@ -27,11 +28,16 @@ class PngRows:
         file: open for writing; it is not closed.
         size: (height, width) in pixels.
         kind: see :data:`RowKind`.
-        colors: one a class, for ``palette``.
+        colors: one a class, or a value, for ``palette``.
     """
 
     def __init__(
-        self, file: BinaryIO, size: tuple[int, int], *, kind: RowKind, colors: Sequence[Color] = ()
+        self,
+        file: BinaryIO,
+        size: tuple[int, int],
+        *,
+        kind: RowKind,
+        colors: Sequence[Color] | npt.NDArray[np.uint8] = (),
     ) -> None:
         self._file = file
         self._size = size

@@ -11,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from u2pl.data.images import (
+    FAST,
     Color,
     colorize,
-    entropy_picture,
+    entropy_levels,
+    magma,
     overlay,
     refuse_way_out,
     whole_file,
@@ -62,7 +64,7 @@ def picture(kind: str, image: Image, prediction: Prediction, card: ModelCard) ->
 
     Returns:
         [H, W, 3] uint8; [H, W] class ids of ``masks``, or the server's; [H, W] uint8 of
-        ``reliable``, 255 where sure.
+        ``entropy``, 255 for log C, and of ``reliable``, 255 where sure.
     """
     server = server_of(kind)
     if server is not None:
@@ -75,7 +77,7 @@ def picture(kind: str, image: Image, prediction: Prediction, card: ModelCard) ->
     if kind == "overlays":
         return overlay(image, prediction.mask, card.colors)
     if kind == "entropy":
-        return entropy_picture(prediction.entropy, len(card.classes))
+        return entropy_levels(prediction.entropy, len(card.classes))
     return np.where(prediction.reliable, 255, 0).astype(np.uint8)
 
 
@@ -115,7 +117,8 @@ def write_pictures(
         path = picture_path(out, kind, name)
         pixels = picture(kind, image, prediction, card)
         if row_kind(kind, len(card.classes)) in ("palette", "grey16"):
-            write_mask(path, pixels, colors=colors_of(kind, card))
+            level = FAST if kind == "entropy" else 6
+            write_mask(path, pixels, colors=colors_of(kind, card), level=level)
         else:
             write_image(path, pixels)
 
@@ -174,10 +177,14 @@ def row_kind(kind: str, num_classes: int) -> RowKind:
         return "grey" if server.colors is None else "palette"
     if kind == "masks":
         return "palette" if num_classes <= 256 else "grey16"
+    if kind == "entropy":
+        return "palette"
     return "grey" if kind == "reliable" else "rgb"
 
 
-def colors_of(kind: str, card: ModelCard) -> tuple[Color, ...]:
-    """What a palette shows the ids of a kind of picture in."""
+def colors_of(kind: str, card: ModelCard) -> tuple[Color, ...] | npt.NDArray[np.uint8]:
+    """What a palette shows the values of a kind of picture in."""
+    if kind == "entropy":
+        return magma()
     server = server_of(kind)
     return card.colors if server is None or server.colors is None else server.colors
