@@ -378,6 +378,33 @@ def test_answer_that_is_not_finite_is_no_mask(run: Path, tmp_path: Path) -> None
     assert pictures(tmp_path / "out") == set()
 
 
+def test_images_judged_together_are_judged_each_by_itself(model: SegmentationModel) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(3, len(model.classes), 5, 6, generator=generator)
+    logits[1, 0, 2, 2] = torch.nan
+    judged = model.judge_all(logits)
+    for index in (0, 2):
+        alone = model.judge(logits[index : index + 1])
+        for ours, theirs in zip(judged.of(index), alone, strict=True):
+            assert ours.dtype == theirs.dtype
+            assert np.array_equal(ours, theirs)
+    with pytest.raises(UserError, match="The network's answer is not finite"):
+        judged.of(1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gpu_writes_the_masks_of_a_cpu(run: Path, model: SegmentationModel, tmp_path: Path) -> None:
+    names = [f"{i:02d}.png" for i in range(19)]
+    source = write_images(tmp_path / "in", *names)
+    predict_images(model, source, tmp_path / "cpu", kinds=["masks"])
+    predict_images(load_model(run, device="cuda"), source, tmp_path / "gpu", kinds=["masks"])
+    for name in names:
+        here, there = (
+            np.asarray(Image.open(tmp_path / who / "masks" / name)) for who in ("cpu", "gpu")
+        )
+        assert (here == there).mean() > 0.99  # ties of rounding
+
+
 def test_folder_with_the_suffix_of_an_image_is_passed_over(tmp_path: Path) -> None:
     write_images(tmp_path, "x.png/a.png", "b.png")
     assert find_images(tmp_path)[1] == [tmp_path / "b.png", tmp_path / "x.png/a.png"]
@@ -479,8 +506,12 @@ def test_description_of_an_earlier_version_sees_images_once(run: Path, tmp_path:
     assert not load_model(copy).card.seen_by.has_views
 
 
+@pytest.mark.parametrize("groups_asked_ahead", [0, 1])
 def test_images_of_one_size_are_seen_together_in_order(
-    model: SegmentationModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    groups_asked_ahead: int,
+    model: SegmentationModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As on a GPU: what is written is what one image at a time gives."""
     folder = write_images(tmp_path / "in", *(f"{i}.png" for i in range(5)))
@@ -495,6 +526,7 @@ def test_images_of_one_size_are_seen_together_in_order(
 
     monkeypatch.setattr(SegmentationModel, "forward", seen)
     monkeypatch.setattr(Labeling, "images_at_once", lambda self, image: 2)
+    monkeypatch.setattr(Labeling, "groups_asked_ahead", groups_asked_ahead)
     told: list[int] = []
     predict_images(
         model, folder, tmp_path / "batched", kinds=ALL, on_image=lambda done, _: told.append(done)

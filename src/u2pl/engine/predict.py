@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -377,6 +378,7 @@ class Labeling:
         num_writers = default_writers()
         with file_threads(num_writers) as writers, torch.inference_mode():
             writing: deque[tuple[int, Future[dict[str, Any]]]] = deque()
+            asked: deque[list[tuple[Small, Any]]] = deque()
 
             def told() -> None:
                 on_done(self.written + self.skipped + self.damaged)
@@ -386,21 +388,33 @@ class Labeling:
                     self.note(writing.popleft()[1].result())
                     told()
 
-            for group in grouped(what_was_read(reading), self.images_at_once):
-                if isinstance(group[0], Small):
-                    images = [image for image in group if isinstance(image, Small)]
-                    for image, answer in zip(images, self.ask(images), strict=True):
+            def hand_over(most_groups: int) -> None:
+                while len(asked) > most_groups:
+                    for image, answer in asked.popleft():
                         task = writers.submit(self.write, image.job, image.pixels, answer)
                         writing.append((image.size[0] * image.size[1], task))
                         settle(2 * num_writers)
+
+            for group in grouped(what_was_read(reading), self.images_at_once):
+                if isinstance(group[0], Small):
+                    images = [image for image in group if isinstance(image, Small)]
+                    asked.append(list(zip(images, self.ask(images), strict=True)))
+                    hand_over(self.groups_asked_ahead)
                     continue
+                hand_over(0)
                 settle(0)
                 if isinstance(group[0], Loaded):
                     self._large(group[0])
                 else:
                     self._damaged(*group[0])
                 told()
+            hand_over(0)
             settle(0)
+
+    @property
+    def groups_asked_ahead(self) -> int:
+        """How many groups wait before they are written: writers would wait for a GPU with them."""
+        return 1 if self.model.network.mean.is_cuda else 0
 
     @property
     def images_ahead(self) -> int:
@@ -415,14 +429,20 @@ class Labeling:
         return max(1, min(_MOST_TOGETHER, _PIXELS_TOGETHER // (height * width)))
 
     def ask(self, images: Sequence[Small]) -> Sequence[Any]:
-        """What the network says of images of one size: of each what :meth:`write` takes."""
+        """What the network says of images of one size: of each what :meth:`write` takes.
+
+        A GPU judges all of them at once; on a CPU the threads that write do, beside the network.
+        """
         logits = self.model.logits_of([image.prepared for image in images], size=images[0].size)
-        return torch.split(logits, 1)
+        if logits.is_cuda:
+            judged = self.model.judge_all(logits)
+            return [partial(judged.of, row) for row in range(len(images))]
+        return [partial(self.model.judge, row) for row in torch.split(logits, 1)]
 
     @torch.inference_mode()
     def write(self, job: Job, image: Image, answer: Any) -> dict[str, Any]:
-        """Judge an image's logits, write its pictures, and return its line."""
-        prediction = self.model.judge(answer)
+        """Take an image's prediction, write its pictures, and return its line."""
+        prediction: Prediction = answer()
         write_pictures(self.out, job.name, image, prediction, self.model.card, self.kinds)
         sure = int(prediction.reliable.sum())
         return self.line(job, (image.shape[0], image.shape[1]), sure)

@@ -46,6 +46,45 @@ class Prediction(NamedTuple):
     reliable: npt.NDArray[np.bool_]
 
 
+class Judged:
+    """What a network says of B images, perhaps still on its way from a GPU.
+
+    Args:
+        mask: [B, H, W], class ids.
+        entropy: [B, H, W] in nats.
+        reliable: [B, H, W] bool.
+        is_finite: [B] bool, whether an image's entropies are.
+    """
+
+    def __init__(
+        self, *, mask: Tensor, entropy: Tensor, reliable: Tensor, is_finite: Tensor
+    ) -> None:
+        self._parts = [mask, entropy, reliable, is_finite]
+        self._ready: torch.cuda.Event | None = None
+        if mask.is_cuda:  # into pinned memory, which copies need that nothing waits for
+            self._parts = [part.to("cpu", non_blocking=True) for part in self._parts]
+            self._ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._ready.record()
+
+    def of(self, index: int) -> Prediction:
+        """One image's; waits for a GPU to come so far, and for none of its later work.
+
+        Raises:
+            UserError: where the answer is not finite.
+        """
+        parts = [part[index] for part in self._parts]
+        if self._ready is not None:
+            self._ready.synchronize()
+            parts = [part.clone() for part in parts]  # pinned memory is not for keeping
+        mask, entropy, reliable, is_finite = (part.numpy() for part in parts)
+        if not is_finite:
+            raise UserError(
+                "The network's answer is not finite: its weights are damaged, or its training "
+                "went wrong; load another checkpoint, or train again."
+            )
+        return Prediction(mask, entropy, reliable)
+
+
 @dataclass(frozen=True)
 class ModelCard:
     """``model.json``: what a run's weights mean.
@@ -144,18 +183,18 @@ class SegmentationModel(nn.Module):
         Raises:
             UserError: where they are not finite.
         """
+        return self.judge_all(logits).of(0)
+
+    def judge_all(self, logits: Tensor) -> Judged:
+        """What logits [B, C, H, W] say of images; a GPU is not waited for."""
         probs = logits.softmax(dim=1)
-        entropy = prediction_entropy(probs)[0]
-        if not entropy.isfinite().all():
-            raise UserError(
-                "The network's answer is not finite: its weights are damaged, or its training "
-                "went wrong; load another checkpoint, or train again."
-            )
+        entropy = prediction_entropy(probs)
         dtype = torch.uint8 if len(self.classes) <= 256 else torch.int32
-        return Prediction(
-            mask=probs.max(dim=1).indices[0].to(dtype).cpu().numpy(),
-            entropy=entropy.cpu().numpy(),
-            reliable=(entropy <= self.card.reliable_entropy).cpu().numpy(),
+        return Judged(
+            mask=probs.max(dim=1).indices.to(dtype),
+            entropy=entropy,
+            reliable=entropy <= self.card.reliable_entropy,
+            is_finite=entropy.isfinite().flatten(1).all(dim=1),
         )
 
     def fingerprint(self) -> str:
