@@ -48,11 +48,7 @@ class World:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over the processes, in every one of them; no gradient flows."""
-        if self.size == 1:
-            return tensor
-        total = tensor.detach().clone()
-        distributed.all_reduce(total)
-        return total
+        return tensor if self.size == 1 else sum_of_all(tensor)
 
     def gather(self, tensor: Tensor) -> Tensor:
         """All processes' tensors of one shape, one below the other in the order of the ranks.
@@ -65,10 +61,7 @@ class World:
             packed = self.gather(pack_bits(tensor))
             whole = unpack_bits(packed.view(self.size, -1), tensor.numel())
             return whole.view(-1, *tensor.shape[1:])
-        tensor = tensor.detach().contiguous()
-        parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        distributed.all_gather(parts, tensor)
-        return torch.cat(parts)
+        return torch.cat(of_all(tensor))
 
     def gather_halves(self, tensor: Tensor, num_labeled: int) -> Tensor:
         """Like :meth:`gather`, but the first ``num_labeled`` rows of all come before all others.
@@ -113,6 +106,45 @@ ALONE = World()
 
 # for words between the processes, on the CPU, so that no GPU is waited for
 _talk_group: distributed.ProcessGroup | None = None
+
+
+def of_all(tensor: Tensor) -> list[Tensor]:
+    """All processes' tensors of one shape, by rank; no gradient flows."""
+    ours, rank = tensor.detach().contiguous(), distributed.get_rank()
+    parts = [torch.empty_like(ours) for _ in range(distributed.get_world_size())]
+    if not _is_short_message(ours):
+        distributed.all_gather(parts, ours)
+        return parts
+    others = [peer for peer in range(len(parts)) if peer != rank]
+    parts[rank] = ours
+    under_way = [distributed.irecv(parts[peer], peer) for peer in others]
+    under_way += [distributed.isend(ours, peer) for peer in others]
+    for message in under_way:
+        assert message is not None, "of a process of the group"
+        message.wait()
+    return parts
+
+
+def sum_of_all(tensor: Tensor) -> Tensor:
+    """The sum over the processes, the same to the last bit in every one; no gradient flows."""
+    if _is_short_message(tensor):
+        first, *others = of_all(tensor)
+        total = first.clone()
+        for other in others:
+            total += other
+        return total
+    total = tensor.detach().clone()
+    distributed.all_reduce(total)
+    return total
+
+
+def _is_short_message(tensor: Tensor) -> bool:
+    """Whether processes send each other a tensor one by one.
+
+    On CPUs that takes 0.2 ms between two processes where gloo's all_reduce takes 1.4, and a step
+    has a hundred such messages.
+    """
+    return not tensor.is_cuda and tensor.nbytes <= 2**16
 
 
 def pack_bits(mask: Tensor) -> Tensor:
