@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tiny import IGNORE, SIZE, tiny_batch, tiny_config, tiny_state
 from u2pl.config import Config
 from u2pl.data.batch import Batch
-from u2pl.engine import backward
+from u2pl.engine import backward, targets
 from u2pl.engine.backward import (
     anchors_of_part,
     backward_in_parts,
@@ -27,6 +27,7 @@ from u2pl.engine.state import TrainState
 from u2pl.engine.step import make_targets, step_numbers, training_step
 from u2pl.engine.targets import PseudoLabels
 from u2pl.models import upsample
+from variants import VARIANTS
 
 CHANGES: list[dict[str, Any]] = [
     {},
@@ -148,17 +149,33 @@ class MapsOfSeveral(TorchDispatchMode):
         return made
 
 
-@pytest.mark.parametrize("numbers_at_once", [1, 2**23])
-def test_no_loss_makes_maps_of_all_classes_and_pixels_for_more_images_than_it_may(
-    numbers_at_once: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With room for all images at once they are made, so they would be noticed."""
-    monkeypatch.setattr(backward, "NUMBERS_AT_ONCE", numbers_at_once)
-    config = tiny_config(model__auxiliary_weight=0.4)
+def maps_of_a_step(**changes: Any) -> list[tuple[str, torch.Size]]:
+    """Maps of floats for several images, all of seven classes and all pixels."""
+    config = tiny_config(model__auxiliary_weight=0.4, **changes)
     fabric, state = tiny_state(config, num_classes=7)
+    batch = tiny_batch(num_classes=7, context=config.data.context)
     with MapsOfSeveral(7) as maps:
-        training_step(fabric, state, tiny_batch(num_classes=7), config)
-    assert (maps.found == []) == (numbers_at_once == 1)
+        training_step(fabric, state, batch, config)
+    return maps.found
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_step_makes_no_map_of_all_classes_and_pixels_for_several_images(
+    variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for OHEM, which ranks the pixels of all labelled images."""
+    monkeypatch.setattr(backward, "NUMBERS_AT_ONCE", 1)
+    monkeypatch.setattr(targets, "_PIXELS_AT_ONCE", 1)  # of refinement
+    found = maps_of_a_step(**VARIANTS[variant])
+    if variant == "ohem":
+        assert {shape[0] for _, shape in found} == {2}
+    else:
+        assert found == []
+
+
+def test_such_maps_would_be_noticed() -> None:
+    """As here, where there is room for those of all images."""
+    assert maps_of_a_step()
 
 
 def test_part_without_an_unlabelled_image_is_as_good_as_any() -> None:
