@@ -9,7 +9,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -20,9 +20,10 @@ import u2pl
 from factories import write_dataset
 from tiny import tiny_overrides
 from u2pl import UserError, label
+from u2pl.data.transforms import eval_image
 from u2pl.data.windows import ArrayWindows
 from u2pl.engine import tiles
-from u2pl.engine.predict import Job
+from u2pl.engine.predict import Job, Small
 from u2pl.labeling.label import class_iou
 from u2pl.labeling.pseudo import (
     PseudoLabeling,
@@ -224,7 +225,7 @@ def test_summary_is_the_expected_share_of_each_class() -> None:
     logits[0, 0, 0] = 50.0
     logits[0, 1:, 1] = 50.0
     features = torch.arange(8.0).view(1, 2, 2, 2)
-    found = summarize(SegmentationOutput(logits, features), 0.5)
+    found = summarize(SegmentationOutput(logits, features), 0.5)(0)
     assert found.shares == pytest.approx([0.5, 0.25, 0.25])
     assert found.unsure == pytest.approx([0.0, 0.25, 0.25])
     assert found.features == pytest.approx([1.5, 5.5])
@@ -247,6 +248,30 @@ def test_images_of_a_sliding_run_are_summed_up_within_its_window(trained: Path) 
     assert within_crop(model, images) is images
     model.card = replace(model.card, protocol="slide", crop=(50, 50))
     assert within_crop(model, images).shape == (1, 3, 50, 32)
+
+
+@pytest.mark.parametrize("protocol", ["whole", "slide"])
+def test_images_seen_together_have_each_its_own_labels_and_summary(
+    trained: Path, tmp_path: Path, protocol: Literal["whole", "slide"]
+) -> None:
+    """As on a GPU."""
+    model = u2pl.load(trained / "run")
+    model.card = replace(model.card, protocol=protocol, crop=(24, 24))
+    labeling = PseudoLabeling(model, tmp_path, ("masks",), tiles.Tiling(), None, False)
+    rng, small = np.random.default_rng(0), []
+    for index in range(3):
+        pixels = rng.integers(0, 256, (40, 36, 3), np.uint8)
+        job = Job(f"{index}.png", tmp_path / "x.png", Path(f"{index}.png"), [0, 0])
+        small.append(Small(job, pixels, eval_image(pixels, resize=None, file=job.file)))
+    with torch.inference_mode():
+        together = labeling.ask(small)
+        for image, answer in zip(small, together, strict=True):
+            (alone,) = labeling.ask([image])
+            ours, theirs = answer.prediction(), alone.prediction()
+            np.testing.assert_allclose(ours.entropy, theirs.entropy, atol=1e-5)
+            assert (ours.mask == theirs.mask).mean() > 0.99  # a batch may round otherwise
+            for part, expected in zip(answer.summary(), alone.summary(), strict=True):
+                np.testing.assert_allclose(part, expected, atol=1e-5)
 
 
 def test_small_copy_is_made_band_by_band() -> None:

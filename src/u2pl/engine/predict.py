@@ -429,14 +429,18 @@ class Labeling:
         return max(1, min(_MOST_TOGETHER, _PIXELS_TOGETHER // (height * width)))
 
     def ask(self, images: Sequence[Small]) -> Sequence[Any]:
-        """What the network says of images of one size: of each what :meth:`write` takes.
+        """What the network says of images of one size: of each what :meth:`write` takes."""
+        prepared = [image.prepared for image in images]
+        return self.judged(self.model.logits_of(prepared, size=images[0].size))
+
+    def judged(self, logits: Tensor) -> list[Callable[[], Prediction]]:
+        """How to come by what each image's logits, of [B, C, H, W], say.
 
         A GPU judges all of them at once; on a CPU the threads that write do, beside the network.
         """
-        logits = self.model.logits_of([image.prepared for image in images], size=images[0].size)
         if logits.is_cuda:
             judged = self.model.judge_all(logits)
-            return [partial(judged.of, row) for row in range(len(images))]
+            return [partial(judged.of, row) for row in range(len(logits))]
         return [partial(self.model.judge, row) for row in torch.split(logits, 1)]
 
     @torch.inference_mode()

@@ -46,37 +46,50 @@ class Prediction(NamedTuple):
     reliable: npt.NDArray[np.bool_]
 
 
+class Fetched:
+    """Values of B images, perhaps still on their way from a GPU, which is not waited for.
+
+    Args:
+        values: tensors [B, ...], all on one device.
+    """
+
+    def __init__(self, *values: Tensor) -> None:
+        self._values = list(values)
+        self._ready: torch.cuda.Event | None = None
+        if values[0].is_cuda:  # into pinned memory, which copies need that nothing waits for
+            self._values = [value.to("cpu", non_blocking=True) for value in values]
+            self._ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._ready.record()
+
+    def of(self, index: int) -> list[npt.NDArray[Any]]:
+        """One image's; waits for a GPU to come so far, and for none of its later work."""
+        values = [value[index] for value in self._values]
+        if self._ready is not None:
+            self._ready.synchronize()
+            values = [value.clone() for value in values]  # pinned memory is not for keeping
+        return [value.numpy() for value in values]
+
+
 class Judged:
-    """What a network says of B images, perhaps still on its way from a GPU.
+    """What a network says of B images.
 
     Args:
         mask: [B, H, W], class ids.
         entropy: [B, H, W] in nats.
         reliable: [B, H, W] bool.
-        is_finite: [B] bool, whether an image's entropies are.
     """
 
-    def __init__(
-        self, *, mask: Tensor, entropy: Tensor, reliable: Tensor, is_finite: Tensor
-    ) -> None:
-        self._parts = [mask, entropy, reliable, is_finite]
-        self._ready: torch.cuda.Event | None = None
-        if mask.is_cuda:  # into pinned memory, which copies need that nothing waits for
-            self._parts = [part.to("cpu", non_blocking=True) for part in self._parts]
-            self._ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._ready.record()
+    def __init__(self, *, mask: Tensor, entropy: Tensor, reliable: Tensor) -> None:
+        is_finite = entropy.isfinite().flatten(1).all(dim=1)
+        self._fetched = Fetched(mask, entropy, reliable, is_finite)
 
     def of(self, index: int) -> Prediction:
-        """One image's; waits for a GPU to come so far, and for none of its later work.
+        """One image's.
 
         Raises:
             UserError: where the answer is not finite.
         """
-        parts = [part[index] for part in self._parts]
-        if self._ready is not None:
-            self._ready.synchronize()
-            parts = [part.clone() for part in parts]  # pinned memory is not for keeping
-        mask, entropy, reliable, is_finite = (part.numpy() for part in parts)
+        mask, entropy, reliable, is_finite = self._fetched.of(index)
         if not is_finite:
             raise UserError(
                 "The network's answer is not finite: its weights are damaged, or its training "
@@ -169,13 +182,13 @@ class SegmentationModel(nn.Module):
         return predict_logits(self.network, images, Protocol("whole"))
 
     def logits_of(self, prepared: Sequence[Tensor], *, size: tuple[int, int]) -> Tensor:
-        """Logits [B, C, H, W] at ``size`` of images [3, h, w] that the network sees as they are.
+        """Logits [B, C, H, W] at ``size`` of images [3, h, w] that the network sees as they are."""
+        return resize_logits(self(self.on_device(prepared)), size)
 
-        Images in pinned memory reach a GPU while it works on others.
-        """
+    def on_device(self, prepared: Sequence[Tensor]) -> Tensor:
+        """Images [3, h, w] as a batch; out of pinned memory while a GPU works on others."""
         device = self.network.mean.device
-        images = torch.stack([image.to(device, non_blocking=True) for image in prepared])
-        return resize_logits(self(images), size)
+        return torch.stack([image.to(device, non_blocking=True) for image in prepared])
 
     def judge(self, logits: Tensor) -> Prediction:
         """What logits [1, C, H, W] say of an image.
@@ -194,7 +207,6 @@ class SegmentationModel(nn.Module):
             mask=probs.max(dim=1).indices.to(dtype),
             entropy=entropy,
             reliable=entropy <= self.card.reliable_entropy,
-            is_finite=entropy.isfinite().flatten(1).all(dim=1),
         )
 
     def fingerprint(self) -> str:

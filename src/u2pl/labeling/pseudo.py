@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import binascii
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from u2pl.data.windows import Image, Windows
 from u2pl.engine.evaluate import resize_logits
 from u2pl.engine.predict import Job, Labeling, Small
 from u2pl.engine.tiles import predict_bands
-from u2pl.engine.trained import Prediction, SegmentationModel
+from u2pl.engine.trained import Fetched, Prediction, SegmentationModel
 from u2pl.models import SegmentationOutput, upsample
 from u2pl.partition import prediction_entropy
 
@@ -65,32 +66,37 @@ def summary_of_text(text: object, num_classes: int, num_features: int) -> Summar
     return Summary(*np.split(numbers, [num_classes, 2 * num_classes]))
 
 
-def summarize(output: SegmentationOutput, threshold: float) -> Summary:
-    """Sum up what a network says of one image, on its feature grid.
+def summarize(output: SegmentationOutput, threshold: float) -> Callable[[int], Summary]:
+    """Sum up what a network says of images, on its feature grid.
 
     Args:
-        output: logits [1, C, h, w] and features [1, D, h, w].
+        output: logits [B, C, h, w] and features [B, D, h, w].
         threshold: γ in nats; cells of a higher entropy are unreliable.
+
+    Returns:
+        Gives the summary of one of the images; a GPU is waited for only then.
     """
     assert output.features is not None, "the network is asked for features"
     probs = output.logits.float().softmax(dim=1)
     is_unsure = prediction_entropy(probs) > threshold
-    shares = probs.mean(dim=(2, 3))[0]
-    unsure = (probs * is_unsure.unsqueeze(1)).mean(dim=(2, 3))[0]
-    features = output.features.float().mean(dim=(2, 3))[0]
-    return Summary(*(part.cpu().numpy() for part in (shares, unsure, features)))
+    fetched = Fetched(
+        probs.mean(dim=(2, 3)),
+        (probs * is_unsure.unsqueeze(1)).mean(dim=(2, 3)),
+        output.features.float().mean(dim=(2, 3)),
+    )
+    return lambda index: Summary(*fetched.of(index))
 
 
 class Answer(NamedTuple):
-    """What the network says of one image.
+    """How to come by what the network says of one image; each waits for a GPU.
 
     Attributes:
-        logits: [1, C, H, W] at the image's own size.
+        prediction: at the image's own size.
         summary: of the image as the network sees it.
     """
 
-    logits: Tensor
-    summary: Summary
+    prediction: Callable[[], Prediction]
+    summary: Callable[[], Summary]
 
 
 @dataclass
@@ -108,25 +114,28 @@ class PseudoLabeling(Labeling):
     summaries: dict[str, Summary] = field(default_factory=dict)
 
     def ask(self, images: Sequence[Small]) -> list[Answer]:
-        """Logits by the run's protocol, and a summary, of one pass where one will do."""
-        return [self._answer(image.prepared, image.size) for image in images]
-
-    def _answer(self, prepared: Tensor, size: tuple[int, int]) -> Answer:
-        images = prepared.unsqueeze(0).to(self.model.network.mean.device)
-        view = within_crop(self.model, images)
+        """What the network says, by the run's protocol, and a summary; by one pass if one does."""
+        prepared, size = [image.prepared for image in images], images[0].size
+        whole = self.model.on_device(prepared)
+        view = within_crop(self.model, whole)
         output = self.model.network(view, with_features=True)
         summary = summarize(output, self.model.card.reliable_entropy)
-        if view is not images:
-            return Answer(self.model.logits_of([prepared], size=size), summary)
-        logits = upsample(output.logits.float(), (images.shape[-2], images.shape[-1]))
-        return Answer(resize_logits(logits, size), summary)
+        if view is whole:
+            seen = (whole.shape[-2], whole.shape[-1])
+            logits = resize_logits(upsample(output.logits.float(), seen), size)
+        else:
+            logits = self.model.logits_of(prepared, size=size)
+        return [
+            Answer(prediction, partial(summary, index))
+            for index, prediction in enumerate(self.judged(logits))
+        ]
 
     @torch.inference_mode()
     def write(self, job: Job, image: Image, answer: Answer) -> dict[str, Any]:
         """Write an image's pseudo-labels, and return its line."""
-        prediction = self.model.judge(answer.logits)
+        prediction = answer.prediction()
         labels = labels_of(prediction, self.model.card.ignore_index)
-        return self._write(job, labels, prediction.reliable, answer.summary)
+        return self._write(job, labels, prediction.reliable, answer.summary())
 
     def in_tiles(self, job: Job, image: Windows) -> dict[str, Any]:
         """Write a large image's pseudo-labels; its summary is that of a small copy."""
@@ -139,9 +148,8 @@ class PseudoLabeling(Labeling):
         copy = eval_image(small_copy(image), resize=self.model.card.resize, file=job.file)
         view = within_crop(self.model, copy.unsqueeze(0).to(self.model.network.mean.device))
         output = self.model.network(view, with_features=True)
-        return self._write(
-            job, labels, reliable, summarize(output, self.model.card.reliable_entropy)
-        )
+        summary = summarize(output, self.model.card.reliable_entropy)(0)
+        return self._write(job, labels, reliable, summary)
 
     def was_done(self, job: Job) -> bool:
         """Whether the manifest vouches for an image's labels, and has its summary."""
@@ -189,7 +197,7 @@ def labels_of(prediction: Prediction, ignore_index: int) -> npt.NDArray[Any]:
 
 
 def within_crop(model: SegmentationModel, images: Tensor) -> Tensor:
-    """Images [1, 3, H, W] as a run sees them at once: with ``slide``, no larger than its window."""
+    """Images [B, 3, H, W] as a run sees them at once: with ``slide``, no larger than its window."""
     height, width = images.shape[-2:]
     crop = model.card.crop
     if model.card.protocol == "whole" or (height <= crop[0] and width <= crop[1]):
