@@ -24,7 +24,15 @@ def test_result_has_the_keys_that_scripts_read_and_a_page() -> None:
     assert result["ratios"]["step_vs_bare"] is None
     assert result["host_syncs_per_step"] is None
     assert set(result["phases"]["voc513"]["method"]) == set(result["phases"]["voc513"]["loops"])
-    assert "| thresholds |" in page(json.loads(json.dumps(result)))
+    phases, held = result["phases"]["voc513"], result["phase_memory"]["voc513"]
+    for work in ("method", "loops"):
+        assert set(held[work]) == set(phases[work])
+        assert min(held[work].values()) > 0
+    row = next(
+        line for line in page(json.loads(json.dumps(result))).splitlines() if "| masks |" in line
+    )
+    assert row.count("|") == 6
+    assert "–" not in row
 
 
 @pytest.mark.parametrize("given", [{"parts": ["speed"]}, {"repetitions": 0}, {"device": "tpu"}])

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from u2pl.bench.clock import Clock
+from u2pl.bench.memory import PhaseMemory
 from u2pl.bench.method import FRACTION, MOMENTUM
 from u2pl.bench.workload import IGNORE, Inputs, Workload
 from u2pl.contrast import rank_bounds
@@ -50,6 +51,11 @@ class Loops:
         self.num_updates = [0] * workload.num_classes
         self.gamma = 0.0
 
+    @property
+    def kept(self) -> list[Tensor]:
+        """Queues and prototypes."""
+        return [*self.queues, self.prototypes]
+
     def fill_queues(self) -> None:
         """Fill every queue, as it is for nearly all of a run."""
         size = self.workload.feature_size
@@ -57,7 +63,7 @@ class Loops:
             F.normalize(torch.randn(count, size), dim=1) for count in self.workload.capacities
         ]
 
-    def run(self, clock: Clock) -> Tensor:
+    def run(self, clock: Clock | PhaseMemory) -> Tensor:
         """Do one step's work, backward pass included; return the loss."""
         inputs = self.inputs
         with torch.no_grad():
@@ -142,7 +148,7 @@ class Loops:
         capacity = self.workload.capacities[class_id]
         self.queues[class_id] = torch.cat([self.queues[class_id], keys])[-capacity:]
 
-    def contrast(self, anchors: list[Tensor], clock: Clock) -> Tensor:
+    def contrast(self, anchors: list[Tensor], clock: Clock | PhaseMemory) -> Tensor:
         """Eq. 4, class by class, of the student's features [n, D] of each class's members."""
         num_anchors, num_negatives = self.workload.num_anchors, self.workload.num_negatives
         total, num_active = torch.zeros((), device=self.prototypes.device), 0

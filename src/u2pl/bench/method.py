@@ -52,6 +52,11 @@ class Method:
         self.state = TrainState(nothing, nothing, unused, queues, prototypes, IGNORE)
         self.generator = torch.Generator(device=device).manual_seed(seed)
 
+    @property
+    def kept(self) -> list[Tensor]:
+        """Queues and prototypes."""
+        return [*self.state.queues.buffers(), *self.state.prototypes.buffers()]
+
     def fill_queues(self) -> None:
         """Fill every queue, as it is for nearly all of a run."""
         queues = self.state.queues
@@ -62,7 +67,8 @@ class Method:
         """Do one step's work, backward pass included; return the loss.
 
         Args:
-            clock: a :class:`~u2pl.bench.clock.Clock`, or nothing that measures.
+            clock: takes a phase's name; a :class:`~u2pl.bench.clock.Clock`, a
+                :class:`~u2pl.bench.memory.PhaseMemory`, or nothing that measures.
         """
         inputs, state, config, workload = self.inputs, self.state, self.config, self.workload
         view = TeacherView(inputs.logits_l, inputs.features_l)

@@ -44,17 +44,30 @@ def page(result: dict[str, Any]) -> str:
         lines += _table(("Work", "Kernels", "Milliseconds of all kernels"), busy)
     for name, phases in result["phases"].items():
         seconds = result["seconds"][name]
+        both, held = ("method", "loops"), result["phase_memory"][name]
         rows: list[tuple[str, ...]] = [
-            (phase, number(phases["method"].get(phase)), number(phases["loops"].get(phase)))
+            (
+                phase,
+                *(number(phases[work].get(phase)) for work in both),
+                *(_mebibytes(held[work].get(phase)) for work in both),
+            )
             for phase in phases["loops"]
         ]
         for kind in ("wall", "cpu"):
-            both = (1000 * seconds[work][kind] for work in ("method", "loops"))
-            rows.append((f"all, {kind} time", *(number(value) for value in both)))
+            times = (number(1000 * seconds[work][kind]) for work in both)
+            rows.append((f"all, {kind} time", *times, "–", "–"))
         if "recorded" in seconds:
-            rows.append(("all, as one CUDA graph", number(1000 * seconds["recorded"]["wall"]), "–"))
-        lines += ["", f"## {name}, milliseconds by phase", ""]
-        lines += _table(("Phase", "u2pl", "Loops"), rows)
+            recorded = number(1000 * seconds["recorded"]["wall"])
+            rows.append(("all, as one CUDA graph", recorded, "–", "–", "–"))
+        lines += [
+            "",
+            f"## {name}, time and memory by phase",
+            "",
+            "Milliseconds, and the most MiB of tensors that are held in a phase beyond features, "
+            "queues and prototypes; those of an earlier phase are among them while they are there.",
+            "",
+        ]
+        lines += _table(("Phase", "u2pl, ms", "Loops, ms", "u2pl, MiB", "Loops, MiB"), rows)
     for name, found in result["input"].items():
         lines += ["", f"## Input, {name}", "", *_input(found)]
     if result["memory"]:
@@ -90,6 +103,10 @@ def number(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _mebibytes(size: int | None) -> str:
+    return number(None if size is None else size / 2**20)
 
 
 def _spread(ends: list[float] | None) -> str:

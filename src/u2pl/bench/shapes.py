@@ -6,16 +6,15 @@ allocator adds, and what libraries take for themselves while they work, is not s
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from u2pl.bench.memory import LiveBytes
 from u2pl.bench.steps import KINDS, Steps, step_config
 from u2pl.engine.recorded import tensors_of
 
@@ -79,50 +78,3 @@ def _tensors_of(steps: Steps) -> list[Tensor]:
         held += [module._parameters, module._buffers]
     leaves = [*tree_leaves(held), *tensors_of(steps.batch)]
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-
-
-class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Inside, adds up the storages of all tensors that are made and not yet let go.
-
-    Args:
-        known: tensors whose storages do not count.
-
-    Attributes:
-        held: bytes now.
-        peak: the most so far.
-
-    >>> with LiveBytes([]) as live:
-    ...     first = torch.ones(1000)
-    ...     second = first + 1
-    ...     del first
-    >>> live.peak, live.held
-    (8000, 4000)
-    """
-
-    def __init__(self, known: Iterable[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.held = self.peak = 0
-        self._there = {tensor.untyped_storage()._cdata for tensor in known}
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Run an operator, and count what it makes."""
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor):
-                self._count(tensor.untyped_storage())
-        self.peak = max(self.peak, self.held)
-        return made
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        name, size = storage._cdata, storage.nbytes()
-        if name in self._there:
-            return
-        self._there.add(name)
-        self.held += size
-        weakref.finalize(storage, self._let_go, name, size)
-
-    def _let_go(self, name: int, size: int) -> None:
-        self._there.discard(name)
-        self.held -= size

@@ -18,7 +18,7 @@ from u2pl.bench.loops import Loops
 from u2pl.bench.method import Method, RecordedMethod
 from u2pl.bench.predicting import predicting
 from u2pl.bench.shapes import step_peaks
-from u2pl.bench.workload import CITYSCAPES, VOC, Workload, make_inputs
+from u2pl.bench.workload import CITYSCAPES, VOC, Inputs, Workload, make_inputs
 from u2pl.config import Config
 from u2pl.data.sources import Dataset, default_colors
 from u2pl.doctor import devices, versions
@@ -62,9 +62,9 @@ def bench(
 
     Returns:
         ``ratios`` (None where not measured), ``spread`` (least and largest of the turns),
-        ``phases`` (milliseconds by phase), ``seconds``, ``memory`` (bytes), ``gpu`` (kernels and
-        the milliseconds that they take together; None on a CPU), ``input`` (images a second of the
-        loader and of the step, milliseconds by phase),
+        ``phases`` (milliseconds by phase), ``phase_memory`` (bytes by phase), ``seconds``,
+        ``memory`` (bytes), ``gpu`` (kernels and the milliseconds that they take together; None on
+        a CPU), ``input`` (images a second of the loader and of the step, milliseconds by phase),
         ``host_syncs_per_step``, ``device``, ``threads``, ``versions`` and ``commit``.
 
     Raises:
@@ -82,6 +82,7 @@ def bench(
         "ratios": dict.fromkeys(RATIOS),
         "spread": {},
         "phases": {},
+        "phase_memory": {},
         "seconds": {},
         "memory": {},
         "gpu": {},
@@ -178,12 +179,22 @@ def measure_method(
         }
         for name in works
     }
+    result["phase_memory"][workload.name] = {
+        name: peaks_of(work, tensors) for name, work in works.items()
+    }
     result["memory"][workload.name] = {
         "queue_bytes": sum(workload.capacities) * workload.feature_size * 4,
         "method_peak_bytes": memory.peak_bytes(method.run, device),
     }
     busy = kernel_time(method.run, device)
     result["gpu"][workload.name] = {"method": busy}
+
+
+def peaks_of(work: Method | Loops, inputs: Inputs) -> dict[str, int]:
+    """The most bytes held in each phase, beyond inputs, queues and prototypes."""
+    phases = memory.PhaseMemory([*vars(inputs).values(), *work.kept])
+    work.run(phases)
+    return phases.peaks
 
 
 def measure_steps(
