@@ -4,6 +4,7 @@
     python benchmarks/predict_speed.py many RUN IMAGES      # memory over 500, 1000, 2000 images
     python benchmarks/predict_speed.py make a.tif           # 10 000 x 10 000 pixels; or a.png
     python benchmarks/predict_speed.py large RUN a.tif      # memory and time on it
+    python benchmarks/predict_speed.py pictures RUN IMAGES  # milliseconds and bytes of each kind
 
 The bare loop has its images decoded and in memory, runs the network, brings the logits to the
 image's size, and does nothing with them. Both run in turns, so that a busy machine slows both.
@@ -28,7 +29,7 @@ from PIL import Image
 import u2pl
 from u2pl.data.images import read_image
 from u2pl.data.transforms import eval_image
-from u2pl.engine.pictures import DEFAULT_KINDS
+from u2pl.engine.pictures import DEFAULT_KINDS, write_pictures
 from u2pl.engine.predict import predict_images
 from u2pl.engine.trained import SegmentationModel
 
@@ -118,10 +119,30 @@ def large(model: SegmentationModel, path: Path) -> dict[str, object]:
     }
 
 
+def pictures(model: SegmentationModel, folder: Path) -> dict[str, object]:
+    """What making and writing each kind of picture takes, an image: computing, and bytes."""
+    files = [*sorted(folder.glob("*.jpg")), *sorted(folder.glob("*.png"))][:20]
+    given = [(read_image(file), model.predict(file)) for file in files]
+    found = {}
+    with tempfile.TemporaryDirectory() as out:
+        for kind in DEFAULT_KINDS:
+            started = time.thread_time()
+            for index, (image, prediction) in enumerate(given):
+                name = Path(f"{index}.png")
+                write_pictures(Path(out), name, image, prediction, model.card, (kind,))
+            took = time.thread_time() - started
+            size = sum(file.stat().st_size for file in (Path(out) / kind).iterdir())
+            found[kind] = {
+                "milliseconds": round(1000 * took / len(given), 2),
+                "kilobytes": round(size / 1000 / len(given), 1),
+            }
+    return {"an_image": found, "images": len(given), "size": list(given[0][0].shape[:2])}
+
+
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("speed", "many", "make", "large"))
+    parser.add_argument("what", choices=("speed", "many", "make", "large", "pictures"))
     parser.add_argument("run", type=Path)
     parser.add_argument("images", nargs="?", type=Path)
     parser.add_argument("--turns", type=int, default=5)
@@ -135,6 +156,8 @@ def main() -> None:
         result = speed(model, options.images, turns=options.turns)
     elif options.what == "many":
         result = many(model, options.images)
+    elif options.what == "pictures":
+        result = pictures(model, options.images)
     else:
         result = large(model, options.images)
     print(json.dumps(result | {"threads": torch.get_num_threads()}, indent=2))
