@@ -50,6 +50,9 @@ def peak_bytes(work: Callable[[], Any], device: torch.device) -> int:
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside, adds up the storages of all tensors that are made and not yet let go.
 
+    Unlike :func:`peak_bytes` it counts torch's fake tensors too, and on every device alike; what an
+    operator takes for itself while it works it does not see.
+
     Args:
         known: tensors whose storages do not count.
 

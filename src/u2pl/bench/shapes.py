@@ -15,15 +15,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 from u2pl.bench.memory import LiveBytes
-from u2pl.bench.steps import KINDS, Steps, step_config
+from u2pl.bench.steps import KINDS, NUM_CLASSES, Steps, step_config
 from u2pl.engine.recorded import tensors_of
 
 
-def step_peaks(overrides: dict[str, Any]) -> dict[str, int]:
+def step_peaks(overrides: dict[str, Any], *, num_classes: int = NUM_CLASSES) -> dict[str, int]:
     """The most bytes that steps of each kind hold, beyond what is there before and after them.
 
     Args:
         overrides: of what :func:`~u2pl.bench.steps.step_config` gives a GPU, in bfloat16.
+        num_classes: C.
 
     Returns:
         ``method``, ``networks`` and ``bare``; see :func:`~u2pl.bench.steps.step_kinds`.
@@ -31,7 +32,10 @@ def step_peaks(overrides: dict[str, Any]) -> dict[str, int]:
     config = step_config(torch.device("cuda")).with_overrides(
         {"train.precision": "bf16-mixed", **overrides}
     )
-    return {name: _peak(make(config, torch.device("cpu"))) for name, make in KINDS.items()}
+    here = torch.device("cpu")
+    return {
+        name: _peak(make(config, here, num_classes=num_classes)) for name, make in KINDS.items()
+    }
 
 
 def _peak(steps: Steps) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
 from u2pl.bench.clock import finish
 from u2pl.bench.host_syncs import HostSyncs
@@ -106,7 +106,7 @@ def network_gradients(
     fabric.backward(0 * anchor_features(fabric, state, read, wanted, config).sum())
     count = (labels != IGNORE).sum()
     terms = pixels_backward(fabric, state, read, labels, count, pseudo.streams, without)
-    torch.autograd.backward(seen.tensors, [each.grad for each in read.tensors])
+    seen.pass_on(read)
     return {"loss": terms["loss_s"] + terms["loss_u"]}
 
 
@@ -200,7 +200,7 @@ def evaluation_work(steps: Steps, dataset: Dataset, *, in_between: bool) -> Call
     number = steps.config.evaluation.batch_size
     images = first_of(steps.batch.labeled.images, number)
     masks = first_of(steps.batch.labeled.labels, number)
-    student: nn.Module = getattr(steps.state.student, "module", steps.state.student)
+    student = steps.state.network
     networks = [steps.state.teacher] if in_between else [steps.state.teacher, student]
     tallies = [Tally(dataset, device) for _ in networks]
 

@@ -8,11 +8,11 @@ them ask of the maps goes back through decoder and encoder once, at the end.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
 from u2pl import losses
 from u2pl.config import Config
@@ -60,7 +60,7 @@ def backward_in_parts(
             wanted = anchors_of_part(state, pairs, labeled, pseudo, share)
             terms["loss_c"] = contrast_backward(fabric, state, read, pairs, wanted, config)
         terms |= pixels_backward(fabric, state, read, labels, num_labeled, streams, config)
-        torch.autograd.backward(seen.tensors, [each.grad for each in read.tensors])
+        seen.pass_on(read)
         totals = {name: totals[name] + terms.get(name, zero) for name in totals}
     loss = totals["loss_s"] + totals["loss_u"] + weight * totals["loss_c"]
     state.world.sum_gradients(state.student.parameters())
@@ -91,6 +91,10 @@ class Seen(NamedTuple):
         auxiliary = None if self.auxiliary is None else cut_off(self.auxiliary)
         return Seen(tuple(cut_off(maps) for maps in self.maps), auxiliary)
 
+    def pass_on(self, read: Seen) -> None:
+        """Go on backward with the gradients that were left at ``read``, which was cut off here."""
+        torch.autograd.backward(self.tensors, [each.grad for each in read.tensors])
+
 
 def cut_off(tensor: Tensor) -> Tensor:
     """The same values, at which backward passes end and leave their gradients.
@@ -116,7 +120,7 @@ def look(
     With ``train.separate_statistics`` BatchNorm normalises each half by itself, and its running
     averages, which the teacher follows, are those of the mixed images alone.
     """
-    student, images_u = bare(state.student), [stream.images for stream in streams]
+    student, images_u = state.network, [stream.images for stream in streams]
     decode = of_student(Segmenter.decode, config)
     num_auxiliary = len(images_l) if config.model.auxiliary_weight > 0 else 0
     with fabric.autocast():
@@ -134,12 +138,6 @@ def look(
         factors = factors_of(streams, 0)
         maps_u, _ = decode(student, torch.cat(images_u), channel_factors=factors)
     return Seen((maps_l, maps_u), auxiliary)
-
-
-def bare(network: nn.Module) -> Segmenter:
-    """The network without Fabric's wrapper, which would turn all that it returns into float32."""
-    inner: Any = getattr(network, "module", network)
-    return cast("Segmenter", inner)
 
 
 def contrast_backward(
@@ -166,7 +164,7 @@ def anchor_features(
     fabric: Fabric, state: TrainState, read: Seen, wanted: Wanted, config: Config
 ) -> Tensor:
     """The student's unit features of the anchors, [C, M, D]; anything where one is not here."""
-    student, cells = bare(state.student), wanted.cells
+    student, cells = state.network, wanted.cells
     features_at = of_student(Segmenter.features_at, config)
     with fabric.autocast():
         if len(read.maps) == 1:
@@ -263,7 +261,7 @@ def pixels_backward(
 
 def segmentation_logits(fabric: Fabric, state: TrainState, read: Seen, config: Config) -> Tensor:
     """The student's logits [n, C, h, w] of labelled images, then of each stream's."""
-    student = bare(state.student)
+    student = state.network
     logits_of = of_student(Segmenter.segmentation_logits, config)
     with fabric.autocast():
         if len(read.maps) == 1:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
 from u2pl.config import Config
 from u2pl.contrast import rank_bounds
@@ -106,8 +106,7 @@ def fit(
         resume: go on from the folder's last checkpoint; a run that was killed before its first
             one begins anew.
         on_progress: called with each row of training metrics.
-        on_evaluation: called with the step and the scores of ``ema`` and, after the last step or
-            with ``train.eval_student``, ``student``.
+        on_evaluation: called with the step and the scores of ``ema`` and, if scored, ``student``.
         world: the processes that share the training, joined already; the first one alone writes
             the folder and calls the watchers.
 
@@ -382,10 +381,9 @@ class Runner:
         self.require_finite()
         step = self.state.step
         self.watch.phase(f"evaluation after step {step}")
-        networks = {"ema": self.state.teacher}
+        networks: dict[str, nn.Module] = {"ema": self.state.teacher}
         if not in_between or self.config.train.eval_student:
-            # without Fabric's wrapper, which would choose the precision itself
-            networks["student"] = getattr(self.state.student, "module", self.state.student)
+            networks["student"] = self.state.network
         with self.fabric.autocast() if in_between else nullcontext():
             self.scores = evaluate(
                 networks,

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from u2pl.data.images import (
     FAST,
+    SMALL,
     Color,
     colorize,
     entropy_levels,
@@ -117,7 +118,7 @@ def write_pictures(
         path = picture_path(out, kind, name)
         pixels = picture(kind, image, prediction, card)
         if row_kind(kind, len(card.classes)) in ("palette", "grey16"):
-            level = FAST if kind == "entropy" else 6
+            level = FAST if kind == "entropy" else SMALL
             write_mask(path, pixels, colors=colors_of(kind, card), level=level)
         else:
             write_image(path, pixels)

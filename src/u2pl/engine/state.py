@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,15 @@ class TrainState:
     step: int = 0
     num_skipped: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
     world: World = ALONE
+
+    @property
+    def network(self) -> Segmenter:
+        """The student without Fabric's wrapper.
+
+        That would choose the precision itself, and turn all that is returned into float32.
+        """
+        inner: Any = getattr(self.student, "module", self.student)
+        return cast("Segmenter", inner)
 
     def state_dict(self) -> dict[str, Any]:
         """All of it as tensors and plain values."""
